@@ -1,0 +1,245 @@
+"""Checkpoints on disk: safetensors headers, whether two experts fit, the merge of a plan into a new folder.
+
+Bytes are copied where the plan's weight is 0 or 1; elsewhere torch.lerp works in the checkpoint's dtype, with
+float32 inside. All goes piece by piece: memory does not grow with the model. torch is imported only to mix.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+
+from layerswap import paths
+from layerswap.paths import UserError
+from layerswap.plan import layer_index
+
+MIXED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
+BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
+BYTES |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # bytes of one element
+PIECE = 1 << 20  # bytes: whole elements of every dtype, and still in the processor's cache when written
+VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt")  # of tokenizers without a tokenizer.json
+DONATED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*token*.json",
+    "chat_template*",
+    *VOCABULARIES,
+)
+# Fields of config.json that say how a model is stored or was trained, not what it computes.
+STORAGE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: bytes [start, end) of ``file``, counted from the beginning of the file."""
+
+    file: Path
+    dtype: str  # as safetensors writes it: "F32", "BF16" ...
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_json(path):
+    """The JSON object in a file. UserError if there is no such file or it holds anything else."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: expected a JSON object ({error})") from None
+
+
+def read_file_header(path):
+    """name -> Tensor of a safetensors file. UserError unless the tensors fill it without gap or overlap."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        data = 8 + int.from_bytes(file.read(8), "little")  # where the tensors begin
+        if data > size:
+            raise UserError(f"{path}: found {size} bytes, expected a header of {data}")
+        try:
+            entries = json.loads(file.read(data - 8))
+            entries.pop("__metadata__", None)
+            tensors = {
+                name: Tensor(path, e["dtype"], tuple(e["shape"]), *(data + at for at in e["data_offsets"]))
+                for name, e in entries.items()
+            }
+            sizes = {name: prod(t.shape) * BYTES[t.dtype] for name, t in tensors.items()}
+            order = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: not a safetensors header ({error!r})") from None
+    for name, t in order:
+        if (t.start, t.end) != (data, data + sizes[name]) or min(t.shape, default=0) < 0:
+            found = f"tensor {name} ({t.dtype} {list(t.shape)}) lies at bytes {t.start} to {t.end}"
+            raise UserError(f"{path}: {found}, expected {data} to {data + sizes[name]}")
+        data = t.end
+    if data != size:
+        raise UserError(f"{path}: found {size} bytes, expected {data} by its header")
+    return tensors
+
+
+def read_header(folder):
+    """name -> Tensor of a checkpoint: model.safetensors, or shards with an index. Reads headers only.
+
+    UserError for a folder without safetensors, a shard that is missing or outside the folder, a tensor in two
+    shards or in another one than the index says, and headers that do not match their file.
+    """
+    folder = Path(folder)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if single.is_file() and index.is_file():  # loaders take one of them without a word
+        raise UserError(f"{folder}: holds both {single.name} and {index.name}, expected one of them")
+    if single.is_file():
+        return read_file_header(single)
+    if not index.is_file():
+        found = "".join(f"found {path.name}, a pickle; " for path in sorted(folder.glob("*.bin"))[:1])
+        raise UserError(f"{folder}: {found}expected model.safetensors, only safetensors are read")
+    weight_map, tensors = read_json(index).get("weight_map"), {}
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise UserError(f"{index}: expected a weight_map from tensor to file name")
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise UserError(f"{index}: shard {shard!r} is outside the folder, expected a plain file name")
+        for name, tensor in read_file_header(folder / shard).items():
+            if weight_map.get(name) != shard:
+                where = weight_map.get(name, "no file")
+                raise UserError(f"{index}: says that tensor {name} is in {where}, found it in {shard}")
+            tensors[name] = tensor
+    if missing := weight_map.keys() - tensors.keys():
+        raise UserError(f"{index}: says that tensor {min(missing)} is in {weight_map[min(missing)]}, it is not")
+    return tensors
+
+
+def layer_count(folder):
+    """Number of transformer layers. UserError unless tensors and config.json agree on layers 0 to L - 1."""
+    found = sorted({layer_index(name) for name in read_header(folder)} - {None})
+    expected = read_json(Path(folder) / "config.json").get("num_hidden_layers", len(found))
+    if not found or found != list(range(expected)):
+        raise UserError(f"{folder}: found tensors of layers {found}, expected {expected} layers from 0 up")
+    return expected
+
+
+def read_pieces(tensor):
+    """The bytes of a tensor, one writable piece after the other. UserError if the file ends too early."""
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        for start in range(tensor.start, tensor.end, PIECE):
+            piece = bytearray(min(PIECE, tensor.end - start))
+            if file.readinto(piece) != len(piece):
+                raise UserError(f"{tensor.file}: ended at byte {file.tell()}, expected {tensor.end}")
+            yield piece
+
+
+def content_digest(specs, hashes):
+    """Digest of weights from name -> Tensor and name -> sha256 of its bytes; files and order do not count."""
+    return paths.digest([[name, specs[name].dtype, specs[name].shape, hashes[name]] for name in sorted(specs)])
+
+
+def digest(folder):
+    """Digest of a folder's weights (names, dtypes, shapes, bytes) whatever their files. Reads every byte."""
+    header, hashes = read_header(folder), {}
+    for name, tensor in header.items():
+        sha = sha256()
+        for piece in read_pieces(tensor):
+            sha.update(piece)
+        hashes[name] = sha.hexdigest()
+    return content_digest(header, hashes)
+
+
+def read_vocabulary(folder):
+    """token -> id of a tokenizer.json; without one, vocabulary file -> its digest ({} if there is none)."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        files = (path.with_name(name) for name in VOCABULARIES)
+        return {file.name: paths.file_digest(file) for file in files if file.is_file()}
+    data = read_json(path)
+    try:
+        vocab = data["model"]["vocab"]  # Unigram has pairs of token and score in the order of the ids
+        vocab = vocab if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}
+        return vocab | {token["content"]: token["id"] for token in data["added_tokens"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a tokenizer ({error!r})") from None
+
+
+def check_fit(math, language):
+    """UserError unless two experts differ in nothing but the values of their weights.
+
+    Compared: config fields that change the function, tensors (dtype, shape), the tokenizer's vocabulary.
+    """
+    compared = []
+    for folder in (math, language):
+        tensors = {f"tensor {name}": f"{t.dtype} {list(t.shape)}" for name, t in read_header(folder).items()}
+        config = read_json(Path(folder) / "config.json").items()
+        config = {f"config field {field}": value for field, value in config if field not in STORAGE}
+        compared.append(config | tensors | {f"token {t!r}": i for t, i in read_vocabulary(folder).items()})
+    for key in compared[0] | compared[1]:
+        a, b = (of.get(key, "missing") for of in compared)
+        if a != b:
+            raise UserError(f"{key} is {a} in {math} and {b} in {language}, expected the same")
+
+
+def blend(math, language, weight):
+    """A merged tensor piece by piece: (math's bytes, the language expert's bytes, the merged bytes).
+
+    The merged piece *is* one of the others for weight 0 or 1. UserError if another weight meets integers.
+    """
+    if weight not in (0, 1) and math.dtype not in MIXED:
+        raise UserError(f"{math.file}: {math.dtype} cannot be mixed, expected one of {', '.join(MIXED)}")
+    for a, b in zip(read_pieces(math), read_pieces(language), strict=True):
+        if weight in (0, 1):
+            yield a, b, b if weight else a
+        else:
+            import torch
+
+            tensors = (torch.frombuffer(piece, dtype=getattr(torch, MIXED[math.dtype])) for piece in (a, b))
+            yield a, b, torch.lerp(*tensors, weight).view(torch.uint8).numpy()
+
+
+def merge(math, language, plan, out):
+    """Write the merge of two expert folders under a plan to the new folder ``out``; returns its manifest.
+
+    Config, generation config, tokenizer and chat template come from ``math``; the weights fill one file. The
+    manifest (also in layerswap.json) has plan, donor, content ``digests`` of math, language and merged, and
+    ``tensors``, name -> source (math, language or both), weight, sha256. UserError, and nothing written, if
+    ``out`` exists or the experts do not fit, are one folder, or are not as deep as the plan.
+    """
+    math, language = Path(math), Path(language)
+    if math.resolve() == language.resolve():
+        raise UserError(f"{math}: the math and the language expert are one folder, expected two")
+    check_fit(math, language)
+    if layer_count(math) != len(plan.layers):
+        raise UserError(f"plan {plan.name!r} has {len(plan.layers)} layers, {math} has {layer_count(math)}")
+    specs, pairs = read_header(math), read_header(language)
+    # Widest dtypes first keeps every tensor aligned, as in safetensors itself; else as they are read.
+    names = sorted(specs, key=lambda name: (-BYTES[specs[name].dtype], specs[name].file, specs[name].start))
+    header, position = {"__metadata__": {"format": "pt"}}, 0
+    for name in names:
+        t, start = specs[name], position
+        position += t.end - t.start
+        header[name] = {"dtype": t.dtype, "shape": t.shape, "data_offsets": [start, position]}
+    header = json.dumps(header).encode()
+    header += b" " * (-len(header) % 8)
+    hashes, tensors = {"math": {}, "language": {}, "merged": {}}, {}
+    with paths.atomic_folder(out) as folder:
+        with (folder / "model.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for name in names:
+                weight, shas = plan.weight(name), [sha256() for _ in hashes]
+                for pieces in blend(specs[name], pairs[name], weight):
+                    for sha, piece in zip(shas, pieces, strict=True):
+                        sha.update(piece)
+                    file.write(pieces[2])
+                for of, sha in zip(hashes.values(), shas, strict=True):
+                    of[name] = sha.hexdigest()
+                source = {0: "math", 1: "language"}.get(weight, "both")
+                tensors[name] = {"source": source, "weight": weight, "sha256": hashes["merged"][name]}
+        for donated in {file for pattern in DONATED for file in math.glob(pattern) if file.is_file()}:
+            shutil.copyfile(donated, folder / donated.name)
+        digests = {whose: content_digest(specs, of) for whose, of in hashes.items()}
+        manifest = {"plan": plan.to_dict(), "donor": "math", "digests": digests, "tensors": tensors}
+        (folder / "layerswap.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return manifest

@@ -1,0 +1,87 @@
+"""Where things are, how they are written (atomically), and how content is named (sha256)."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS, PARAMS, FIGURES, BUILD = ROOT / "notebooks", ROOT / "params", ROOT / "figures", ROOT / "build"
+LAB = ROOT / "layerswap" / "lab_data"
+
+
+class UserError(ValueError):
+    """Bad input; the message is one line for a person."""
+
+
+def data_folder():
+    """The folder that LAYERSWAP_DATA names (relative to the project). UserError if unset or not a folder."""
+    name = os.environ.get("LAYERSWAP_DATA")
+    if not name:
+        raise UserError(
+            "LAYERSWAP_DATA is not set: it must name the folder that holds mgsm/, gsm8k/ and the language sets"
+        )
+    if not (ROOT / name).is_dir():
+        raise UserError(f"LAYERSWAP_DATA={name}: no such folder")
+    return ROOT / name
+
+
+def sync(path):
+    """Flush a file's or folder's content to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path, mode="w"):
+    """An open temporary file that becomes ``path`` when the block ends; on an error nothing of it remains."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(
+            temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else ""
+        ) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path):
+    """A temporary folder that becomes ``path`` when the block ends. UserError if ``path`` exists."""
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path}: exists already; a folder is never written over")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in [*temporary.rglob("*"), temporary]:
+            sync(file)
+        os.rename(temporary, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def digest(content):
+    """sha256 (hex) of a JSON-able object's canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_digest(path):
+    """sha256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,107 @@
+"""A merge as data: the language expert's weight in every layer, and one weight for all outside the layers.
+
+The math expert has 1 - w. Layer swapping (Bandarkar et al., arXiv 2410.01335) gives the bottom and top layers
+to the language expert (w = 1), the middle to the math expert (w = 0), and mixes the layers in transition.
+"""
+
+import re
+from dataclasses import asdict, dataclass
+from numbers import Real
+
+from layerswap.paths import UserError
+
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def layer_index(tensor_name):
+    """The layer of a tensor ("model.layers.3.mlp.up_proj.weight" -> 3), None outside the layers."""
+    found = LAYER.search(tensor_name)
+    return int(found[1]) if found else None
+
+
+def check_weight(field, weight):
+    """``weight`` as a float in [0, 1], -0.0 as 0.0. UserError, naming the field, for anything else."""
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight <= 1:
+        raise UserError(f"{field} is {weight!r}, expected a number from 0 to 1")
+    return float(weight) + 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One merge of two experts.
+
+    name: what figures and tables call it. layers: the language expert's weight in each layer, in [0, 1].
+    outside: its weight in the embeddings, the final norm and the head. UserError for any other weight.
+    """
+
+    name: str
+    layers: tuple[float, ...]
+    outside: float
+
+    def __post_init__(self):
+        if not isinstance(self.layers, (list, tuple)) or not self.layers:
+            raise UserError(f"layers is {self.layers!r}, expected a list with one weight for each layer")
+        layers = tuple(check_weight(f"layers[{i}]", w) for i, w in enumerate(self.layers))
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "outside", check_weight("outside", self.outside))
+
+    def weight(self, tensor_name):
+        """The language expert's weight for a tensor. UserError if its layer is not in the plan."""
+        layer = layer_index(tensor_name)
+        if layer is None:
+            return self.outside
+        if layer >= len(self.layers):
+            found = f"tensor {tensor_name} is in layer {layer}"
+            raise UserError(f"{found}, plan {self.name!r} has {len(self.layers)} layers")
+        return self.layers[layer]
+
+    def layer_map(self):
+        """One letter a layer, bottom first: L language expert, M math expert, x a mix of both ("LxMMxL")."""
+        return "".join({0.0: "M", 1.0: "L"}.get(w, "x") for w in self.layers)
+
+    def to_dict(self):
+        """The plan as JSON-able data; ``Plan.from_dict`` reads it back."""
+        return asdict(self) | {"layers": list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, data):
+        """The plan of ``to_dict``'s data. UserError for missing or unknown fields and for bad weights."""
+        if not isinstance(data, dict) or set(data) != {"name", "layers", "outside"}:
+            raise UserError(f"a plan has the fields name, layers and outside, found {data!r}")
+        return cls(**data)
+
+
+def layer_swap(n_layers, bottom, top, transition_bottom=0, transition_top=0, weight=0.5, outside=0.5, name=None):
+    """The layer swap: bottom and top layers from the language expert, the middle from the math expert.
+
+    From layer 0 up: ``bottom`` layers of weight 1, ``transition_bottom`` of ``weight``, the middle of 0,
+    ``transition_top`` of ``weight``, ``top`` of 1; all else has ``outside``. UserError names a width that is
+    negative or no integer, a weight outside [0, 1], and zones that overlap.
+    """
+    widths = {"bottom": bottom, "transition_bottom": transition_bottom}
+    widths |= {"transition_top": transition_top, "top": top}
+    for field, width in {"n_layers": n_layers, **widths}.items():
+        if isinstance(width, bool) or not isinstance(width, int) or width < 0:
+            raise UserError(f"{field} is {width!r}, expected a whole number of layers, 0 or more")
+    middle = n_layers - sum(widths.values())
+    if middle < 0:
+        zones = " + ".join(f"{field} {width}" for field, width in widths.items())
+        raise UserError(f"zones overlap: {zones} = {n_layers - middle}, the model has n_layers {n_layers}")
+    weight = check_weight("weight", weight)
+    zones = [(1, bottom), (weight, transition_bottom), (0, middle), (weight, transition_top), (1, top)]
+    name = name or f"swap {bottom}+{top}, transition {transition_bottom}+{transition_top}"
+    return Plan(name, tuple(w for w, width in zones for _ in range(width)), outside)
+
+
+def uniform(n_layers, weight, name):
+    """The same weight everywhere: 0.5 is the model soup, 0 the math expert, 1 the language expert."""
+    return Plan(name, (weight,) * n_layers, weight)
+
+
+def default_widths(n_layers):
+    """The paper's widths (of 32 layers: 5 bottom, 2 top, transition 1 and 1) at another depth, as a dict.
+
+    Rule: the same share of the depth, rounded half up, at least 1. Below 4 layers the zones overlap.
+    """
+    widths = {"bottom": 5, "top": 2, "transition_bottom": 1, "transition_top": 1}
+    return {field: max(1, (2 * n_layers * width + 32) // 64) for field, width in widths.items()}

@@ -1,0 +1,155 @@
+"""Plans: the weights are what the definition says, and bad widths and weights are named."""
+
+import json
+import math
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerswap.paths import UserError
+from layerswap.plan import Plan, default_widths, layer_index, layer_swap, uniform
+
+WEIGHTS = st.floats(0, 1)
+
+
+@st.composite
+def widths(draw):
+    """n_layers and four zones that fit."""
+    zones = [draw(st.integers(0, 6)) for _ in range(4)]
+    return sum(zones) + draw(st.integers(0, 6)), *zones
+
+
+def by_definition(layer, n_layers, bottom, top, transition_bottom, transition_top, weight):
+    """The paper's regions, told from a layer's distance to either end."""
+    from_top = n_layers - 1 - layer
+    if layer < bottom or from_top < top:
+        return 1
+    if layer < bottom + transition_bottom or from_top < top + transition_top:
+        return weight
+    return 0
+
+
+@given(widths().filter(lambda w: w[0] > 0), WEIGHTS, WEIGHTS)
+def test_layer_swap_follows_the_definition(zones, weight, outside):
+    plan = layer_swap(*zones, weight, outside)
+    assert list(plan.layers) == [by_definition(layer, *zones, weight) for layer in range(zones[0])]
+    assert plan.outside == outside
+    assert all(isinstance(w, float) and math.copysign(1, w) == 1 for w in (*plan.layers, plan.outside))
+
+
+def test_papers_swap():
+    plan = layer_swap(32, 5, 2, 1, 1)
+    assert plan.layer_map() == "LLLLLx" + 23 * "M" + "xLL"
+    assert plan.layers[5] == plan.layers[29] == plan.outside == 0.5
+
+
+@given(widths().filter(lambda w: sum(w[1:]) > 0), st.integers(1, 6))
+def test_overlapping_zones_are_refused(zones, missing):
+    n_layers = sum(zones[1:]) - missing
+    with pytest.raises(UserError, match="overlap" if n_layers >= 0 else "n_layers"):
+        layer_swap(n_layers, *zones[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"bottom": -1}, "bottom"),
+        ({"top": -1}, "top"),
+        ({"transition_bottom": -2}, "transition_bottom"),
+        ({"transition_top": -2}, "transition_top"),
+        ({"bottom": 1.0}, "bottom"),
+        ({"top": True}, "top"),
+        ({"bottom": "1"}, "bottom"),
+        ({"n_layers": None}, "n_layers"),
+        ({"n_layers": 0, "bottom": 0, "top": 0}, "layers"),
+        ({"weight": 1.01}, "weight"),
+        ({"weight": -1e-9}, "weight"),
+        ({"weight": math.nan}, "weight"),
+        ({"weight": "half"}, "weight"),
+        ({"outside": math.inf}, "outside"),
+        ({"outside": math.nan}, "outside"),
+        ({"outside": None}, "outside"),
+        ({"outside": True}, "outside"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, field):
+    with pytest.raises(UserError, match=rf"^{field}\b") as error:
+        layer_swap(**{"n_layers": 8, "bottom": 2, "top": 1} | arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("layers", [(), None, 0.5, "01", {0: 1.0}, (0.5, math.nan), (2,), (None,), (False,)])
+def test_bad_layers_are_refused(layers):
+    with pytest.raises(UserError, match="^layers"):
+        Plan("bad", layers, 0.5)
+
+
+@given(st.text(), st.lists(WEIGHTS, min_size=1), WEIGHTS)
+def test_round_trip_through_json(name, layers, outside):
+    plan = Plan(name, tuple(layers), outside)
+    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan and hash(again) == hash(plan)
+
+
+@pytest.mark.parametrize(
+    "data", [None, [], {}, {"name": "x", "layers": [1]}, {"name": "x", "layers": [1], "outside": 0, "top": 1}]
+)
+def test_bad_plan_data_is_refused(data):
+    with pytest.raises(UserError, match="fields"):
+        Plan.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.0.input_layernorm.weight", 0),
+        ("model.layers.10.self_attn.q_proj.weight", 10),
+        ("layers.3.mlp.up_proj.weight", 3),
+        ("model.embed_tokens.weight", None),
+        ("model.norm.weight", None),
+        ("lm_head.weight", None),
+        ("model.sublayers.1.weight", None),
+    ],
+)
+def test_layer_of_a_tensor(name, layer):
+    assert layer_index(name) == layer
+    plan = Plan("ramp", tuple(i / 16 for i in range(16)), 1)
+    assert plan.weight(name) == (1 if layer is None else layer / 16)
+
+
+def test_layer_beyond_the_plan_is_named():
+    with pytest.raises(UserError, match="model.layers.2.x.weight is in layer 2, plan 'soup' has 2 layers"):
+        uniform(2, 0.5, "soup").weight("model.layers.2.x.weight")
+
+
+@pytest.mark.parametrize(("weight", "letter"), [(0, "M"), (0.5, "x"), (1, "L")])
+def test_uniform(weight, letter):
+    plan = uniform(3, weight, "same everywhere")
+    assert plan.layers == (weight,) * 3 and plan.outside == weight and plan.layer_map() == 3 * letter
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "expected"),
+    [(4, (1, 1, 1, 1)), (8, (1, 1, 1, 1)), (24, (4, 2, 1, 1)), (32, (5, 2, 1, 1)), (64, (10, 4, 2, 2))],
+)
+def test_default_widths(n_layers, expected):
+    fields = ("bottom", "top", "transition_bottom", "transition_top")
+    assert default_widths(n_layers) == dict(zip(fields, expected, strict=True))
+
+
+@given(st.integers(4, 200))
+def test_default_widths_fit_and_keep_the_share(n_layers):
+    plan = layer_swap(n_layers, **default_widths(n_layers))
+    assert abs(plan.layers.count(1) - n_layers * 7 / 32) <= max(1, 2 - n_layers * 7 / 32)
+
+
+def test_minus_zero_is_zero():
+    plan = uniform(2, -0.0, "math")
+    assert json.dumps(plan.to_dict()) == json.dumps(uniform(2, 0, "math").to_dict())
+
+
+def test_plans_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        uniform(2, 0.5, "soup").outside = 1.0
