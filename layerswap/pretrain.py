@@ -17,57 +17,68 @@ from layerswap.checkpoint import digest
 from layerswap.paths import LAB, UserError, atomic_file, atomic_folder
 
 RECIPE = {
-    "seed": 0,
     "threads": 2,
-    "steps": 1800,
     "batch": 32,  # sequences a step
     "length": 128,  # tokens a sequence
-    "warmup": 50,  # steps
-    "muon_learning_rate": 4e-3,  # the layers' matrices; Muon needs about half of AdamW's steps here
-    "adamw_learning_rate": 2.5e-3,  # embeddings and norms
-    "shares": {"problem": 0.04, "arithmetic": 0.08, "en": 0.18, "targets": 0.70},  # of samples; problems: English only
-    "tasks": {"scene": 0.25, "qa": 0.25, "translation": 0.50},  # of the targets' samples
+    "tasks": {"scene": 0.20, "qa": 0.25, "translation": 0.55},  # of the targets' text
+    "english_tasks": {"scene": 0.3, "qa": 0.4, "translation": 0.3},  # a translation into English repeats the text
     "switched": 0.4,  # of the targets' scenes and questions: code-switched, a third of the words English
     "model": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 8, "num_attention_heads": 4},
-}
+    # Muon trains the layers' matrices (about half of AdamW's steps here), AdamW embeddings and norms. Shares are of the
+    # samples; "targets" and "target_problems" count all four languages together.
+    "phases": [
+        {"seed": 0, "steps": 1400, "warmup": 50, "muon": 4e-3, "adamw": 2.5e-3,
+         "shares": {"problems": 0.04, "arithmetic": 0.10, "english": 0.16, "targets": 0.70, "target_problems": 0.0}},
+        # Without a few solved problems in each language (known words only) the model answers every target question
+        # as if it were one of reading comprehension, and nothing learned in English reaches the targets.
+        {"seed": 3, "steps": 65, "warmup": 10, "muon": 5e-4, "adamw": 3e-4,
+         "shares": {"problems": 0.0, "arithmetic": 0.10, "english": 0.18, "targets": 0.70, "target_problems": 0.018}},
+    ],
+}  # fmt: skip
 
 
-def token_stream(recipe):
+def token_stream(recipe, phase):
     """Endless token ids of shuffled samples, each closed by <eos>; target words that are held out never occur."""
     ids, targets = lab.tokenizer().get_vocab(), [code for code in lab.LANGUAGES if code != "en"]
-    n = {name: int(2000 * share) for name, share in recipe["shares"].items()}
-    for block in itertools.count():
-        seed = f"base-{recipe['seed']}-{block}"
-        rows = lab.math_rows(n["problem"], seed) + lab.arithmetic_rows(n["arithmetic"], seed)
-        rows += lab.text_rows("en", n["en"], seed, tasks={"scene": 0.4, "qa": 0.6})
+    n = {name: int(2000 * share / (len(targets) if "target" in name else 1)) for name, share in phase["shares"].items()}
+    for block in itertools.count(1):
+        seed = f"{phase['seed']}-{block}"
+        rows = lab.math_rows(n["problems"], f"base{seed}") + lab.arithmetic_rows(n["arithmetic"], seed)
+        rows += lab.text_rows("en", n["english"], seed, tasks=recipe["english_tasks"])
         for code in targets:
-            rows += lab.text_rows(code, n["targets"] // len(targets), seed, False, recipe["tasks"], recipe["switched"])
+            rows += lab.text_rows(code, n["targets"], seed, False, recipe["tasks"], recipe["switched"])
+            rows += lab.text_rows(code, n["target_problems"], seed, False, {"problem": 1})
         random.Random(seed).shuffle(rows)
         for row in rows:
             yield from (ids[word] for word in f"{row['prompt']}{row['completion']} <eos>".split())
 
 
-def train(recipe, report=print):
-    """The trained base model: float32, batches [batch, length] packed from ``token_stream``, bf16 autocast."""
+def new_model(recipe):
+    """An untrained Llama with tied embeddings for the lab's tokenizer, float32, seeded."""
     torch.set_num_threads(recipe["threads"])
-    torch.manual_seed(recipe["seed"])
+    torch.manual_seed(recipe["phases"][0]["seed"])
     words = lab.tokenizer()
-    model = LlamaForCausalLM(LlamaConfig(
+    config = LlamaConfig(
         vocab_size=len(words), tie_word_embeddings=True, max_position_embeddings=512, bos_token_id=None,
         eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, **recipe["model"],
-    ))  # fmt: skip
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def train(model, recipe, phase, report=print):
+    """Train the model through a phase: batches [batch, length] packed from ``token_stream``, bf16 autocast."""
+    inner = [(name, p) for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    outer = [(name, p) for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
-        torch.optim.Muon(matrices, recipe["muon_learning_rate"], 0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, recipe["adamw_learning_rate"], betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(inner, phase["muon"], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, phase["adamw"], betas=(0.9, 0.98), weight_decay=0.01),
     ]
-    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    stream, size, started = token_stream(recipe), recipe["batch"] * recipe["length"], time.monotonic()
-    for step in range(recipe["steps"]):
-        tokens = torch.tensor(list(itertools.islice(stream, size))).view(recipe["batch"], -1)  # [batch, length]
-        scale = min(1, (step + 1) / recipe["warmup"]) * max(0.02, 1 - step / recipe["steps"])
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
+    stream, started = token_stream(recipe, phase), time.monotonic()
+    for step in range(phase["steps"]):
+        block = itertools.islice(stream, recipe["batch"] * recipe["length"])
+        tokens = torch.tensor(list(block)).view(recipe["batch"], -1)  # [batch, length]
+        scale = min(1, (step + 1) / phase["warmup"]) * max(0.02, 1 - step / phase["steps"])
+        for optimizer, peak in zip(optimizers, (phase["muon"], phase["adamw"]), strict=True):
             optimizer.param_groups[0]["lr"] = peak * scale
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=tokens, use_cache=False).logits  # [batch, length, vocabulary]
@@ -77,9 +88,8 @@ def train(recipe, report=print):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if step % 100 == 0 or step + 1 == recipe["steps"]:
-            report(f"step {step} of {recipe['steps']}: loss {loss.item():.3f}, {time.monotonic() - started:.0f} s")
-    return model.eval()
+        if step % 50 == 0 or step + 1 == phase["steps"]:
+            report(f"step {step} of {phase['steps']}: loss {loss.item():.3f}, {time.monotonic() - started:.0f} s")
 
 
 def main():
@@ -87,7 +97,9 @@ def main():
     out = LAB / "base"
     if out.exists():
         raise UserError(f"{out.name}: the base checkpoint exists; remove the folder to train it anew")
-    model = train(RECIPE)
+    model = new_model(RECIPE)
+    for phase in RECIPE["phases"]:
+        train(model, RECIPE, phase)
     with atomic_folder(out) as folder:
         model.to(torch.bfloat16).save_pretrained(folder)
         lab.tokenizer().save_pretrained(folder)

