@@ -59,7 +59,7 @@ def evaluate(conditions, tokenizer, problems, shots, store, *, style, max_new_to
     for label, weights, load in conditions:
         decoding = [weights, max_new_tokens, list(stop)]
         keys = [digest([*decoding, prompt, gold]) for prompt, gold in zip(prompts, golds, strict=True)]
-        missing = [i for i, key in enumerate(keys) if key not in known]
+        missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         bar = tqdm(total=len(missing), desc=f"{label}, {problems[0].language}", disable=None, leave=False)
         for start in range(0, len(missing), CHUNK):
             chunk, model = missing[start : start + CHUNK], load()

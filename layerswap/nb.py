@@ -186,13 +186,15 @@ def is_current(house, name, profile, parameters):
 
 
 def clean(notebook):
-    """Drop what differs between equal runs: timings, papermill's notes, random ids."""
+    """Drop what differs between equal runs and machines: timings, papermill's notes, random ids, warnings."""
     notebook["metadata"] = {k: notebook["metadata"][k] for k in ("kernelspec", "language_info", "layerswap")
                             if k in notebook["metadata"]}  # fmt: skip
     notebook["metadata"]["language_info"] = {"name": "python"}
     for i, cell in enumerate(notebook["cells"]):
         cell["metadata"] = {"tags": tags} if (tags := cell["metadata"].get("tags")) else {}
         cell["id"] = f"cell-{i:02d}"
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
     return notebook
 
 
@@ -241,7 +243,7 @@ def execute(house, name, profile, parameters):
     try:
         papermill.execute_notebook(
             house.notebook(name), running, changed, kernel_name="python3", cwd=house.notebook(name).parent,
-            progress_bar=sys.stderr.isatty(),
+            progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=ERROR"],
         )  # fmt: skip
         for path in house.outputs(name, profile):
             if not path.is_file() or path.stat().st_mtime_ns < started:
@@ -272,7 +274,11 @@ def refresh(house, names=()):
         started, path = time.monotonic(), house.notebook(name)
         notebook = nbformat.read(path, 4)
         NotebookClient(
-            notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+            notebook,
+            timeout=None,
+            kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": path.parent}},
         ).execute()
         with atomic_file(path) as file:
             nbformat.write(clean(notebook), file)

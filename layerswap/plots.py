@@ -15,7 +15,7 @@ ROLE = {
     "math expert": COLOURS[0],
     "language expert": COLOURS[1],
     "layer swap": COLOURS[2],
-    "transition": COLOURS[8],
+    "transition removed": COLOURS[3],
     "soup": COLOURS[4],
     "other": COLOURS[9],
 }
@@ -84,7 +84,7 @@ def layer_map(axis, plans):
 
 def weights(axis, values, columns, rows):
     """Draw language weights [rows, columns] as cells, coloured from math (0) to language (1); the last column apart."""
-    colours = sns.blend_palette([ROLE["math expert"], ROLE["transition"], ROLE["language expert"]], as_cmap=True)
+    colours = sns.blend_palette([ROLE["math expert"], COLOURS[8], ROLE["language expert"]], as_cmap=True)
     apart = np.insert(values.astype(float), len(columns) - 1, np.nan, axis=1)  # [rows, columns + gap]
     sns.heatmap(apart, ax=axis, vmin=0, vmax=1, cmap=colours, linewidths=1.5, linecolor="white", cbar=False,
                 annot=True, fmt=".2g", annot_kws={"fontsize": 6.5})  # fmt: skip

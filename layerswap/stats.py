@@ -28,6 +28,7 @@ def pairs(frame, condition, reference, column):
         raise UserError(f"condition {min(missing)!r} is not in the results")
     if wide.isna().any(axis=None):
         raise UserError(f"{condition!r} and {reference!r} were not scored on the same problems")
+    wide = wide.reindex(list(dict.fromkeys(frame.language)), level="language")  # pivot sorted the languages
     return wide[[condition, reference]].astype(float)
 
 
