@@ -106,6 +106,9 @@ def settings(house, profile):
     except yaml.YAMLError as error:
         raise UserError(f"params/{profile}.yml: {' '.join(str(error).split())}") from None
     known = {name: defaults(house, name) for name in house.names()}
+    for name, values in known.items():
+        if "profile" not in values:
+            raise UserError(f"{name}: the parameters cell has no `profile`, which says where results go")
     result = {name: values | {"profile": profile} for name, values in known.items()}
     for section, values in sections.items():
         if section != "all" and section not in known:

@@ -48,7 +48,8 @@ def test_every_word_is_in_the_vocabulary(code):
     text = " ".join(f"{row['prompt']}{row['completion']}" for row in rows)
     text += " " + " ".join(lab.prompt(p.question) for p in lab.problems(code, "test", 300))
     assert set(text.split()) - set(known) == set()
-    assert lab.tokenizer().decode(lab.tokenizer(rows[0]["completion"]).input_ids) == rows[0]["completion"].strip()
+    tokenizer = lab.tokenizer()
+    assert tokenizer.decode(tokenizer(rows[0]["completion"]).input_ids) == rows[0]["completion"].strip()
 
 
 @pytest.mark.parametrize("code", TARGETS)

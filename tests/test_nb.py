@@ -101,6 +101,12 @@ def test_an_int_stands_for_a_float_and_a_notebook_section_wins(house):
     assert resolved["width"] == 4 and isinstance(resolved["share"], float) and resolved["profile"] == "small"
 
 
+def test_a_notebook_needs_a_profile(house):
+    write_notebook(house, "01_first", "width = 2  # layers", FIRST)
+    with pytest.raises(UserError, match="01_first.*profile"):
+        nb.settings(house, "small")
+
+
 @pytest.mark.parametrize("source", ["width = 1 + 1", "a, b = 1, 2", "import os", "width = [n for n in (1,)]"])
 def test_parameters_are_literals(house, source):
     write_notebook(house, "01_first", source, FIRST)
@@ -131,7 +137,7 @@ def test_runs_again_only_what_changed(house):
 )
 def test_a_failed_run_leaves_no_target(house, source, writes, message, monkeypatch, capsys):
     nb.run(house, "small")
-    write_notebook(house, "01_first", "width = 2  # layers", source, writes=writes)
+    write_notebook(house, "01_first", 'profile = "ci"  # run\nwidth = 2  # layers', source, writes=writes)
     monkeypatch.setattr(nb, "House", lambda: house)
     assert nb.main(["run", "--profile", "small", "01_first"]) == 1
     assert message in capsys.readouterr().err
