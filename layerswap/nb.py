@@ -152,7 +152,8 @@ def modules(house, sources):
                         queue.append(path.read_text(encoding="utf-8"))
     if "lab.py" in found:
         data = house.root / "layerswap" / "lab_data"
-        found |= {str(p.relative_to(data)): file_digest(p) for p in sorted(data.rglob("*")) if p.is_file()}
+        files = [path for path in sorted(data.rglob("*")) if path.is_file() and path.suffix != ".md"]
+        found |= {str(path.relative_to(data)): file_digest(path) for path in files}
     return dict(sorted(found.items()))
 
 
