@@ -3,13 +3,13 @@
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layerswap import evaluate, mgsm
-from layerswap.checkpoint import digest, layer_count
+from layerswap import checkpoint, evaluate, mgsm
 from layerswap.generate import nll
 from layerswap.paths import BUILD, ROOT, UserError, atomic_file
 from layerswap.plan import uniform
@@ -17,20 +17,28 @@ from layerswap.resident import Resident
 
 
 def save(profile, index):
-    """Write ``build/<profile>/experts.json``: folders (relative to the project) and weight digests of all models."""
+    """Write ``build/<profile>/experts.json``: folders (relative to the project) and weight digests of all models.
+
+    ``note`` is what the base's provenance.json says of its weights ("dequantised from 4 bit"), or empty.
+    """
+    provenance = Path(index["base"]) / "provenance.json"
     folders = {"base": index["base"], "math": index["math"], **index["languages"]}
     content = {
         "source": index["source"],
         "seed": index["seed"],
+        "note": checkpoint.read_json(provenance).get("note", "") if provenance.is_file() else "",
         "folders": {name: os.path.relpath(folder, ROOT) for name, folder in folders.items()},
-        "digests": {name: digest(folder) for name, folder in folders.items()},
+        "digests": {name: checkpoint.digest(folder) for name, folder in folders.items()},
     }
     with atomic_file(BUILD / profile / "experts.json") as file:
         json.dump(content, file, indent=1)
 
 
 def load(profile):
-    """The index that 01_experts left: source, seed, base, math, languages (code -> folder). UserError without one."""
+    """The index that 01_experts left: source, seed, note, base, math, languages (code -> folder).
+
+    UserError without one.
+    """
     path = BUILD / profile / "experts.json"
     if not path.is_file():
         raise UserError(f"build/{profile}/experts.json is missing: run notebook 01_experts with this profile first")
@@ -41,7 +49,7 @@ def load(profile):
 
 def n_layers(index):
     """The number of transformer layers of the models."""
-    return layer_count(index["math"])
+    return checkpoint.layer_count(index["math"])
 
 
 def problems(index, language, split, n):

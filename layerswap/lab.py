@@ -78,11 +78,6 @@ def vocabulary(code, all_words):
     }
 
 
-def knows_all_words(code, problem_slots):
-    """Whether the base model has met every word of a problem's slots in language ``code``."""
-    return not set().union(*language(code)["held_out"].values()) & set(problem_slots.values())
-
-
 # --- problems: mathematics ------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS, PARAMS, FIGURES, BUILD = ROOT / "notebooks", ROOT / "params", ROOT / "figures", ROOT / "build"
+FIGURES, BUILD = ROOT / "figures", ROOT / "build"
 LAB = ROOT / "layerswap" / "lab_data"
 
 

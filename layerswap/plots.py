@@ -7,6 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib import font_manager
 
+from layerswap import experts
 from layerswap.paths import FIGURES, atomic_file
 
 COLOURS = sns.color_palette("colorblind").as_hex()
@@ -45,9 +46,12 @@ def style():
 def save(figure, table, name, profile):
     """Write ``figures/<profile>/<name>`` as png and svg, and the plotted numbers as csv, with the profile's stamp.
 
-    ``table`` is the pandas frame that was plotted. The bytes depend on the content alone.
+    ``table`` is the pandas frame that was plotted. The stamp names the profile and what is to be known of its base's
+    weights. The bytes depend on the content alone.
     """
-    figure.text(1.0, -0.012, f"layerswap, profile {profile}", ha="right", va="top", fontsize=6, color="0.55")
+    note = experts.load(profile)["note"]
+    stamp = f"layerswap, profile {profile}" + (f", weights {note}" if note else "")
+    figure.text(1.0, -0.012, stamp, ha="right", va="top", fontsize=6, color="0.55")
     folder = FIGURES / profile
     folder.mkdir(parents=True, exist_ok=True)
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):

@@ -1,0 +1,73 @@
+"""Atomic writes: a reader sees the old content or the new one, and a failed or killed writer leaves no target."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from layerswap import paths
+from layerswap.paths import UserError
+
+WRITER = """
+import itertools, sys
+from layerswap.paths import atomic_file, atomic_folder
+for i in itertools.count():
+    with atomic_file(f"{sys.argv[1]}/file") as file:
+        for _ in range(20):
+            file.write(f"{i}\\n")
+    with atomic_folder(f"{sys.argv[1]}/folder-{i}") as folder:
+        for name in "abc":
+            (folder / name).write_text(str(i))
+    print(i, flush=True)
+"""
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "deep" / "file"
+    with paths.atomic_file(target) as file:
+        file.write("old\n")
+    with pytest.raises(RuntimeError), paths.atomic_file(target) as file:
+        file.write("new\n")
+        raise RuntimeError
+    assert target.read_bytes() == b"old\n" and os.listdir(target.parent) == ["file"]
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), paths.atomic_folder(tmp_path / "folder") as folder:
+        (folder / "a").write_text("a")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_never_written_over(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="exists already"), paths.atomic_folder(tmp_path / "folder"):
+        pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 8])
+def test_a_killed_writer_leaves_whole_targets(tmp_path, after):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    for _ in range(after):
+        writer.stdout.readline()
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    lines = (tmp_path / "file").read_text().splitlines()
+    assert len(lines) == 20 and len(set(lines)) == 1
+    folders = sorted(tmp_path.glob("folder-*"))
+    assert len(folders) >= after
+    for folder in folders:
+        assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys("abc", folder.name[7:])
+
+
+def test_digest_is_of_content_not_order():
+    assert paths.digest({"a": 1, "b": "ä"}) == paths.digest({"b": "ä", "a": 1}) != paths.digest({"a": 1, "b": "a"})
+
+
+@pytest.mark.parametrize(("name", "message"), [("", "is not set"), ("nowhere", "nowhere: no such folder")])
+def test_data_folder_must_exist(monkeypatch, name, message):
+    monkeypatch.setenv("LAYERSWAP_DATA", name)
+    with pytest.raises(UserError, match=message):
+        paths.data_folder()
