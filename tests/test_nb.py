@@ -83,6 +83,8 @@ def profile(house, **sections):
         ({"all": {"codes": "sw"}}, "codes is 'sw'"),
         ({"all": {"codes": ["sw", 1]}}, "codes is ['sw', 1]"),
         ({"all": {"profile": "lab"}}, "'profile'"),
+        ({"all": {"width": -1}}, "width is -1, expected 0 or more"),
+        ({"all": {"share": float("nan")}}, "share is nan, expected 0 or more"),
         ({"all": 3}, "expected parameters"),
     ],
 )
@@ -93,6 +95,25 @@ def test_bad_parameters_stop_before_anything_runs(house, sections, message, monk
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not ran(house) and not (house.root / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"- all", "expected sections"), (b"all: [", "params/small.yml: "), (b"\xff\xfe", "'utf-8' codec")],
+)
+def test_bad_profile_file(house, content, message):
+    (house.root / "params/small.yml").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        nb.run(house, "small")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("profile", ["none", "", "../params/small", "sub/small", "."])
+def test_a_profile_is_a_name(house, profile):
+    (house.root / "params/sub").mkdir()
+    (house.root / "params/sub/small.yml").write_text("all: {width: 3}\n")
+    with pytest.raises(UserError, match="does not exist, expected one of small"):
+        nb.run(house, profile)
 
 
 def test_an_int_stands_for_a_float_and_a_notebook_section_wins(house):
@@ -129,6 +150,20 @@ def test_runs_again_only_what_changed(house):
     profile(house, all={"width": 3})
     assert nb.run(house, "small") == ["01_first", "02_second"]
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_another_model_at_the_same_path_is_another_recipe(house):
+    first = 'profile = "ci"  # run\nwidth = 2  # layers\nbase = ""  # model\nexperts = [""]  # models'
+    write_notebook(house, "01_first", first, FIRST, writes=["one"], leaves=["left.json"])
+    for folder in ("one", "two"):
+        (house.root / "models" / folder).mkdir(parents=True)
+        (house.root / "models" / folder / "config.json").write_text("{}")
+    profile(house, all={"base": "models/one", "experts": [str(house.root / "models/two")]})
+    assert nb.run(house, "small") == ["01_first", "02_second"]
+    assert nb.run(house, "small") == []
+    for folder in ("one", "two"):
+        (house.root / "models" / folder / "model.safetensors").write_text(folder)
+        assert nb.run(house, "small") == ["01_first"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Real rows from a small folder of the published formats, and the wheel's conversion without a network."""
 
 import json
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layerswap import mgsm, sources
-from layerswap.paths import UserError, file_digest
+from layerswap.paths import LAB, ROOT, UserError, file_digest
 
 GSM8K = [
     {"question": "Ann has 5 pens. ", "answer": "She buys 2*3 = <<2*3=6>>6 pens\nNow 5 + 6 = <<5+6=11>>11.\n#### 11"},
@@ -138,7 +139,9 @@ def test_templates_are_those_of_mgsm_languages():
         ("sw/tydiqa_swahili_dev.json", lambda: sources.language_rows("local", "sw", 1, 0), "tydiqa_swahili_dev.json: "),
         ("ja/instruction_ja.jsonl", lambda: sources.language_rows("local", "ja", 1, 0), "instruction_ja.jsonl: "),
         ("gsm8k/train.jsonl", lambda: sources.math_rows("local", 1, 0), "train.jsonl: "),
-        (None, lambda: sources.base("/no/such/model"), "base model '/no/such/model': .* holds no config.json"),
+        (None, lambda: sources.base("/no/such/model"), "model '/no/such/model': .* holds no config.json"),
+        (None, lambda: sources.given("/no/such/model", [], ["sw"]), "model '/no/such/model': .* holds no config.json"),
+        (None, lambda: sources.given("", ["a", "b"], ["sw"]), "language_experts has 2 folders, expected one for each"),
     ],
 )
 def test_bad_input_is_one_line(data, broken, call, message):
@@ -147,6 +150,13 @@ def test_bad_input_is_one_line(data, broken, call, message):
     with pytest.raises(UserError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_given_experts_are_found_from_the_project():
+    lab = os.path.relpath(LAB / "base", ROOT)
+    assert sources.given("", [], ["sw", "te"]) == {"math": None, "sw": None, "te": None}
+    found = sources.given(lab, [str(LAB / "base"), ""], ["sw", "te"])
+    assert found == {"math": LAB / "base", "sw": LAB / "base", "te": None}
 
 
 def test_missing_files_are_named(data, monkeypatch):
