@@ -64,8 +64,10 @@ def generate(model, tokenizer, prompts, max_new_tokens, stop=(), batch_tokens=16
     """Greedy answers, one ``Generation`` a prompt, in the order of ``prompts``.
 
     max_new_tokens: at most so many a prompt. stop: strings that end an answer. batch_tokens: prompt and answer tokens
-    of a batch. UserError for a prompt that does not fit the model's context.
+    of a batch. UserError for a prompt that does not fit the model's context, and for no tokens.
     """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
     encoded = encode(tokenizer, prompts, model, max_new_tokens)
     answers = [None] * len(prompts)
     for group in batches([len(ids) + max_new_tokens for ids in encoded], batch_tokens):

@@ -68,8 +68,10 @@ NUMBER = re.compile(rf"[-+]?\s?[$€£¥₹]?\s?(?<![\d.,]){DIGITS}")
 GROUPED = r"\d{{1,3}}(?:{s}\d{{3}})+|\d{{1,2}}(?:{s}\d{{2}})*{s}\d{{3}}"  # 1,234,567 or 12,34,567
 
 
-def check_language(language):
-    """UserError unless MGSM has the language."""
+def check(source, language):
+    """UserError unless the source can hold MGSM and MGSM has the language."""
+    if source != "local" and "/" not in source:
+        raise UserError(f"source is {source!r}, expected lab, local or a hub id such as juletxara/mgsm")
     if language not in HEADERS:
         raise UserError(f"language {language!r} is not in MGSM, expected one of {', '.join(HEADERS)}")
 
@@ -86,7 +88,7 @@ def load(source, language, split="test", limit=None):
         from layerswap import lab
 
         return lab.problems(language, split, limit or 250)
-    check_language(language)
+    check(source, language)
     if split != "test":
         raise UserError(f"MGSM has no split {split!r}, expected test")
     if source == "local":
@@ -123,7 +125,7 @@ def exemplars(source, language, n):
         return []
     if source == "lab":
         return load(source, language, "train", n)
-    check_language(language)
+    check(source, language)
     if source == "local":
         path = data_folder() / "mgsm" / "exemplars.json"
         if not path.is_file():

@@ -77,3 +77,8 @@ def test_a_prompt_beyond_the_context_is_named(model_and_tokenizer):
         generate(model, tokenizer, [text], 64)
     with pytest.raises(UserError, match="more than the model's context"):
         nll(model, tokenizer, [text], [" ".join([text] * 20)])
+
+
+def test_an_answer_of_no_tokens_is_refused(model_and_tokenizer):
+    with pytest.raises(UserError, match="max_new_tokens is 0, expected 1 or more"):
+        generate(*model_and_tokenizer, ["a"], 0)

@@ -123,6 +123,8 @@ def test_malformed_files(folder, content, message):
         (lambda: mgsm.load("local", "te", limit=0), "is 0, expected 1 or more"),
         (lambda: mgsm.exemplars("local", "te", 3), "3 exemplars asked for, te has 2"),
         (lambda: mgsm.prompt(mgsm.load("local", "te")[0], [], "cot"), "style is 'cot'"),
+        (lambda: mgsm.load("locla", "en"), "source is 'locla', expected lab, local or a hub id"),
+        (lambda: mgsm.exemplars("locla", "en", 1), "source is 'locla', expected lab, local or a hub id"),
     ],
 )
 def test_bad_input(folder, call, message):
