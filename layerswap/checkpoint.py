@@ -1,11 +1,6 @@
-"""Checkpoints on disk: safetensors headers, whether two experts fit, the merge of a plan into a new folder.
-
-Bytes are copied where the plan's weight is 0 or 1; elsewhere torch.lerp works in the checkpoint's dtype, with
-float32 inside. All goes piece by piece: memory does not grow with the model. torch is imported only to mix.
-"""
+"""Checkpoints on disk: safetensors headers, digests of weights, and whether two models fit each other."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
@@ -15,19 +10,10 @@ from layerswap import paths
 from layerswap.paths import UserError
 from layerswap.plan import layer_index
 
-MIXED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
 BYTES |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # bytes of one element
-PIECE = 1 << 20  # bytes: whole elements of every dtype, and still in the processor's cache when written
+PIECE = 1 << 20  # bytes: whole elements of every dtype, and still in the processor's cache when hashed and written
 VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt")  # of tokenizers without a tokenizer.json
-DONATED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "*token*.json",
-    "chat_template*",
-    *VOCABULARIES,
-)
 # Fields of config.json that say how a model is stored or was trained, not what it computes.
 STORAGE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range"}
 
@@ -124,14 +110,26 @@ def layer_count(folder):
 
 
 def read_pieces(tensor):
-    """The bytes of a tensor, one writable piece after the other. UserError if the file ends too early."""
-    with tensor.file.open("rb") as file:
+    """The bytes of a tensor, piece after piece in one buffer: use one before the next.
+
+    UserError if the file ends too early.
+    """
+    buffer = memoryview(bytearray(min(PIECE, tensor.end - tensor.start)))
+    with tensor.file.open("rb", buffering=0) as file:
         file.seek(tensor.start)
         for start in range(tensor.start, tensor.end, PIECE):
-            piece = bytearray(min(PIECE, tensor.end - start))
+            piece = buffer[: tensor.end - start]
             if file.readinto(piece) != len(piece):
                 raise UserError(f"{tensor.file}: ended at byte {file.tell()}, expected {tensor.end}")
             yield piece
+
+
+def tensor_digest(tensor):
+    """sha256 (hex) of a tensor's bytes."""
+    sha = sha256()
+    for piece in read_pieces(tensor):
+        sha.update(piece)
+    return sha.hexdigest()
 
 
 def content_digest(specs, hashes):
@@ -141,13 +139,8 @@ def content_digest(specs, hashes):
 
 def digest(folder):
     """Digest of a folder's weights (names, dtypes, shapes, bytes) whatever their files. Reads every byte."""
-    header, hashes = read_header(folder), {}
-    for name, tensor in header.items():
-        sha = sha256()
-        for piece in read_pieces(tensor):
-            sha.update(piece)
-        hashes[name] = sha.hexdigest()
-    return content_digest(header, hashes)
+    header = read_header(folder)
+    return content_digest(header, {name: tensor_digest(tensor) for name, tensor in header.items()})
 
 
 def read_vocabulary(folder):
@@ -180,66 +173,3 @@ def check_fit(math, language):
         a, b = (of.get(key, "missing") for of in compared)
         if a != b:
             raise UserError(f"{key} is {a} in {math} and {b} in {language}, expected the same")
-
-
-def blend(math, language, weight):
-    """A merged tensor piece by piece: (math's bytes, the language expert's bytes, the merged bytes).
-
-    The merged piece *is* one of the others for weight 0 or 1. UserError if another weight meets integers.
-    """
-    if weight not in (0, 1) and math.dtype not in MIXED:
-        raise UserError(f"{math.file}: {math.dtype} cannot be mixed, expected one of {', '.join(MIXED)}")
-    for a, b in zip(read_pieces(math), read_pieces(language), strict=True):
-        if weight in (0, 1):
-            yield a, b, b if weight else a
-        else:
-            import torch
-
-            tensors = (torch.frombuffer(piece, dtype=getattr(torch, MIXED[math.dtype])) for piece in (a, b))
-            yield a, b, torch.lerp(*tensors, weight).view(torch.uint8).numpy()
-
-
-def merge(math, language, plan, out):
-    """Write the merge of two expert folders under a plan to the new folder ``out``; returns its manifest.
-
-    Config, generation config, tokenizer and chat template come from ``math``; the weights fill one file. The
-    manifest (also in layerswap.json) has plan, donor, content ``digests`` of math, language and merged, and
-    ``tensors``, name -> source (math, language or both), weight, sha256. UserError, and nothing written, if
-    ``out`` exists or the experts do not fit, are one folder, or are not as deep as the plan.
-    """
-    math, language = Path(math), Path(language)
-    if math.resolve() == language.resolve():
-        raise UserError(f"{math}: the math and the language expert are one folder, expected two")
-    check_fit(math, language)
-    if layer_count(math) != len(plan.layers):
-        raise UserError(f"plan {plan.name!r} has {len(plan.layers)} layers, {math} has {layer_count(math)}")
-    specs, pairs = read_header(math), read_header(language)
-    # Widest dtypes first keeps every tensor aligned, as in safetensors itself; else as they are read.
-    names = sorted(specs, key=lambda name: (-BYTES[specs[name].dtype], specs[name].file, specs[name].start))
-    header, position = {"__metadata__": {"format": "pt"}}, 0
-    for name in names:
-        t, start = specs[name], position
-        position += t.end - t.start
-        header[name] = {"dtype": t.dtype, "shape": t.shape, "data_offsets": [start, position]}
-    header = json.dumps(header).encode()
-    header += b" " * (-len(header) % 8)
-    hashes, tensors = {"math": {}, "language": {}, "merged": {}}, {}
-    with paths.atomic_folder(out) as folder:
-        with (folder / "model.safetensors").open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for name in names:
-                weight, shas = plan.weight(name), [sha256() for _ in hashes]
-                for pieces in blend(specs[name], pairs[name], weight):
-                    for sha, piece in zip(shas, pieces, strict=True):
-                        sha.update(piece)
-                    file.write(pieces[2])
-                for of, sha in zip(hashes.values(), shas, strict=True):
-                    of[name] = sha.hexdigest()
-                source = {0: "math", 1: "language"}.get(weight, "both")
-                tensors[name] = {"source": source, "weight": weight, "sha256": hashes["merged"][name]}
-        for donated in {file for pattern in DONATED for file in math.glob(pattern) if file.is_file()}:
-            shutil.copyfile(donated, folder / donated.name)
-        digests = {whose: content_digest(specs, of) for whose, of in hashes.items()}
-        manifest = {"plan": plan.to_dict(), "donor": "math", "digests": digests, "tensors": tensors}
-        (folder / "layerswap.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    return manifest

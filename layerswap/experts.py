@@ -67,10 +67,10 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
     index, frames = load(profile), []
     tokenizer = AutoTokenizer.from_pretrained(index["math"])
     for code in languages:
-        pair = Resident(index["math"], index["languages"].get(code, index["math"]), device)
+        pair = Resident(index["math"], index["languages"].get(code, index["math"]), device=device)
         conditions = [(each.name, pair, each) for each in plans]
         if base:
-            alone = Resident(index["base"], index["base"], device)
+            alone = Resident(index["base"], index["base"], device=device)
             conditions.insert(0, ("base", alone, uniform(alone.n_layers, 0.0, "base")))
         frames.append(
             evaluate.evaluate(

@@ -1,11 +1,13 @@
 """Where things are, how they are written (atomically), and how content is named (sha256)."""
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,23 +59,54 @@ def atomic_file(path, mode="w"):
         temporary.unlink(missing_ok=True)
 
 
+def check_target(path):
+    """UserError unless a folder can be written to ``path``: it does not exist, or is an empty folder."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists already; a folder is never written over")
+
+
+def check_space(path, n_bytes):
+    """UserError unless the disk that ``path`` would be written to has room for ``n_bytes``."""
+    parent = next(each for each in Path(path).absolute().parents if each.exists())
+    if (free := shutil.disk_usage(parent).free) < n_bytes:
+        raise UserError(f"{path}: needs {n_bytes / 1e6:,.1f} MB, {parent} has {free / 1e6:,.1f} MB free")
+
+
 @contextmanager
 def atomic_folder(path):
-    """A temporary folder that becomes ``path`` when the block ends. UserError if ``path`` exists."""
+    """A temporary folder that becomes ``path`` when the block ends. UserError as in ``check_target``.
+
+    It is locked while it lives, so that what a killed process left of it is known, and removed, by the next one.
+    """
     path = Path(path)
-    if path.exists():
-        raise UserError(f"{path}: exists already; a folder is never written over")
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), locked(stale):
+            shutil.rmtree(stale, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:
-        yield temporary
-        for file in [*temporary.rglob("*"), temporary]:
-            sync(file)
-        os.rename(temporary, path)
-        sync(path.parent)
+        with locked(temporary):
+            yield temporary
+            for file in [*temporary.rglob("*"), temporary]:
+                sync(file)
+            os.rename(temporary, path)
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder):
+    """Hold a folder's lock. OSError if another process does, or if it is no folder."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def digest(content):

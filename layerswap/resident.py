@@ -1,7 +1,7 @@
-"""Two experts in memory, and any merge of them without writing a file.
+"""Experts in memory, and any merge of them without writing a file.
 
-A plan is applied by aliasing: where its weight is 0 or 1 the model uses the expert's own parameter, without
-a copy. Mixed tensors come from the same code as a merge on disk, so both routes give the same bits.
+A plan is applied by aliasing: where its weight is 0 or 1 the model uses the expert's own parameter, without a copy.
+Mixed tensors come from the same code as a merge on disk, so both routes give the same bits.
 """
 
 from functools import cached_property
@@ -10,45 +10,55 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from layerswap import checkpoint, paths
+from layerswap import checkpoint, merge, paths
 from layerswap.paths import UserError
+from layerswap.plan import layer_index
 
 
 class Resident:
     """A math and a language expert (folders) with their weights as ``dtype`` on ``device``.
 
-    The models are loaded by the first ``apply``. Both may be one folder: then every plan is that model.
-    UserError if they do not fit each other.
+    base: the folder of their base, for plans of task vectors. static: ``apply`` copies values into parameters of the
+    model's own, which never move (CUDA graphs hold addresses), instead of exchanging parameters; one more model in
+    memory. The models are loaded by the first ``apply``. Math and language expert may be one folder: then every plan is
+    that model. UserError if the models do not fit each other.
     """
 
-    def __init__(self, math, language, device="cpu", dtype=torch.float32):
-        self.folders, self.device, self.dtype = (Path(math), Path(language)), device, dtype
-        checkpoint.check_fit(math, language)
-        self.headers = [checkpoint.read_header(folder) for folder in self.folders]
+    def __init__(self, math, language, base=None, *, device="cpu", dtype=torch.float32, static=False):
+        self.folders = {"math": Path(math), "language": Path(language)} | ({"base": Path(base)} if base else {})
+        self.device, self.dtype, self.static = device, dtype, static
+        for folder in list(self.folders.values())[1:]:
+            checkpoint.check_fit(math, folder)
+        self.headers = {role: checkpoint.read_header(folder) for role, folder in self.folders.items()}
         self.n_layers = checkpoint.layer_count(math)
-        self.mixed = {}  # tensor name -> (weight, parameter): at most one more model in memory
+        self.applied = {}  # layer (None: outside) -> what the model holds of it: a weight, or task vectors
+        self.mixed = {}  # tensor name -> (that, parameter): at most one more model in memory
 
     @cached_property
     def digests(self):
-        """Content digests of the math and the language expert."""
-        return [checkpoint.digest(folder) for folder in self.folders]
+        """role -> content digest of a model."""
+        return {role: checkpoint.digest(folder) for role, folder in self.folders.items()}
 
     @cached_property
     def model(self):
-        """The one model whose parameters ``apply`` exchanges, and its slots.
+        """The one model that ``apply`` changes, and its slots by layer (None: outside).
 
-        Slots: (module, attribute, tensor name, math's parameter, the language expert's parameter).
+        A slot: (the module's parameters, attribute, tensor name, math's parameter, the language expert's parameter).
         """
-        experts = {folder: self.load(folder) for folder in set(self.folders)}
-        math, language = (experts[folder] for folder in self.folders)
-        theirs, tied, slots = dict(language.named_parameters(remove_duplicate=False)), {}, []
-        for slot, parameter in list(math.named_parameters(remove_duplicate=False)):
+        experts = {self.folders[role]: self.load(self.folders[role]) for role in ("math", "language")}
+        math, language = (experts[self.folders[role]] for role in ("math", "language"))
+        model = self.load(self.folders["math"]) if self.static else math
+        ours, theirs = (dict(expert.named_parameters(remove_duplicate=False)) for expert in (math, language))
+        tied, slots = {}, {}
+        for slot, parameter in ours.items():
             name = tied.setdefault((id(parameter), id(theirs[slot])), slot)  # tied ones are stored once
             module, _, attribute = slot.rpartition(".")
-            slots.append((math.get_submodule(module), attribute, name, parameter, theirs[slot]))
-        if wrong := set(tied.values()) - self.headers[0].keys() | self.headers[0].keys() - theirs.keys():
-            raise UserError(f"{self.folders[0]}: tensor {min(wrong)} has another name in the model")
-        return math, slots
+            place = model.get_submodule(module)._parameters, attribute
+            slots.setdefault(layer_index(slot), []).append((*place, name, parameter, theirs[slot]))
+        stored = self.headers["math"].keys()
+        if wrong := set(tied.values()) - stored | stored - ours.keys():
+            raise UserError(f"{self.folders['math']}: tensor {min(wrong)} has another name in the model")
+        return model, slots
 
     def load(self, folder):
         """A folder's model, frozen and in eval mode. UserError if tensors are missing or unknown to it."""
@@ -62,30 +72,48 @@ class Resident:
     def apply(self, plan):
         """The merged model in eval mode: always the same object, so each call changes what the last returned.
 
-        Its weights are the experts' own: edit a copy. UserError if the plan has another number of layers.
+        Its weights are the experts' own: edit a copy. Only layers that differ from the last plan's are touched.
+        UserError if the plan has another number of layers, or needs a base that was not given.
         """
-        if len(plan.layers) != self.n_layers:
-            raise UserError(f"plan {plan.name!r} has {len(plan.layers)} layers, expected {self.n_layers}")
+        plan.check_depth(self.n_layers, self.folders["math"])
+        if missing := set(plan.roles) - self.folders.keys():
+            raise UserError(f"plan {plan.name!r} needs the {min(missing)} model, which was not given")
         model, slots = self.model
-        for module, attribute, name, math, language in slots:
-            weight = plan.weight(name)
-            merged = {0: math, 1: language}.get(weight)
-            module._parameters[attribute] = self.mix(name, weight) if merged is None else merged
+        for layer, places in slots.items():
+            if self.applied.get(layer) == (what := self.part(plan, layer)):
+                continue
+            self.applied.pop(layer, None)  # until all of the layer is in place
+            for parameters, attribute, name, math, language in places:
+                value = math if what == 0 else language if what == 1 else self.mix(name, what, plan)
+                if self.static:
+                    parameters[attribute].copy_(value)
+                else:
+                    parameters[attribute] = value
+            self.applied[layer] = what
         return model
 
-    def mix(self, name, weight):
-        """The mixed parameter of a tensor, from the files as in ``checkpoint.merge``; the last is kept."""
-        if self.mixed.get(name, (None,))[0] != weight:
-            math, language = (header[name] for header in self.headers)
-            merged = b"".join(bytes(piece) for *_, piece in checkpoint.blend(math, language, weight))
-            values = torch.frombuffer(bytearray(merged), dtype=getattr(torch, checkpoint.MIXED[math.dtype]))
-            values = values.view(math.shape).to(self.device, self.dtype)
-            self.mixed[name] = weight, torch.nn.Parameter(values, requires_grad=False)
+    def part(self, plan, layer):
+        """What a plan says of a layer (None: outside): the language expert's weight; of task vectors, everything."""
+        if len(plan.roles) > 2:
+            return tuple(value for field, value in plan.to_dict().items() if field != "name")
+        return plan.outside if layer is None else plan.layers[layer]
+
+    def mix(self, name, what, plan):
+        """The mixed parameter of a tensor, from the files as in ``merge.merge``; the last is kept."""
+        if self.mixed.get(name, (None,))[0] != what:
+            sources = {role: self.headers[role][name] for role in plan.roles}
+            made = b"".join(bytes(made) for _, made in merge.blend(sources, plan, plan.weight(name)))
+            values = torch.frombuffer(bytearray(made), dtype=getattr(torch, merge.MIXED[sources["math"].dtype]))
+            values = values.view(sources["math"].shape).to(self.device, self.dtype)
+            self.mixed[name] = what, torch.nn.Parameter(values, requires_grad=False)
         return self.mixed[name][1]
 
     def key(self, plan):
-        """Digest of dtype, experts and plan weights; where the merge is one expert, of that expert alone."""
-        weights, (math, language) = (*plan.layers, plan.outside), self.digests
-        if math == language or set(weights) == {0}:
-            return paths.digest([str(self.dtype), math])
-        return paths.digest([str(self.dtype), language] + ([] if set(weights) == {1} else [math, weights]))
+        """Digest of dtype, models and plan; where the merge is one expert, of that expert alone."""
+        math, language = self.digests["math"], self.digests["language"]
+        weights = [self.part(plan, layer) for layer in (*range(self.n_layers), None)]
+        for alone, weight in ((math, 0), (language, 1)):
+            if set(weights) == {weight} or math == language and len(plan.roles) == 2:
+                return paths.digest([str(self.dtype), alone])
+        base = [self.digests["base"]] if len(plan.roles) > 2 else []
+        return paths.digest([str(self.dtype), language, math, *base, weights])

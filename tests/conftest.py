@@ -1,8 +1,12 @@
 """Shared fixtures: tiny random Llama checkpoints with a word-level tokenizer."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -68,6 +72,26 @@ def write_checkpoint(folder, seed=0, *, layers=4, tied=True, dtype=torch.float32
 def bits(tensor):
     """A tensor's bytes as a numpy array: equal only if every bit is (NaN, -0.0)."""
     return tensor.detach().contiguous().view(torch.uint8).numpy() if tensor.numel() else np.zeros(0, np.uint8)
+
+
+def tensors(folder):
+    """name -> tensor of a folder, read by the safetensors library."""
+    return {k: v for file in Path(folder).glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def same_bits(a, b):
+    """Whether two tensors are equal in every bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(bits(a), bits(b))
+
+
+def split(folder, shards, data):
+    """Write ``data`` (name -> tensor) to a folder as shards (file -> names) with an index."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    for shard, names in shards.items():
+        save_file({name: data[name] for name in names}, folder / shard)
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 @pytest.fixture

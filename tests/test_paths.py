@@ -43,8 +43,27 @@ def test_a_failed_folder_leaves_nothing(tmp_path):
 
 def test_a_folder_is_never_written_over(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="exists already"), paths.atomic_folder(tmp_path / "folder"):
+    with paths.atomic_folder(tmp_path / "folder") as folder:  # an empty one may be there
+        (folder / "a").write_text("a")
+    for taken in ("folder", "folder/a"):
+        with pytest.raises(UserError, match="exists already"), paths.atomic_folder(tmp_path / taken):
+            pass
+    assert (tmp_path / "folder" / "a").read_text() == "a"
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    for name in (".folder.0.tmp", ".folder.1.tmp", ".folder2.0.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").touch()
+    with paths.locked(tmp_path / ".folder.1.tmp"), paths.atomic_folder(tmp_path / "folder"):
         pass
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", ".folder.1.tmp", ".folder2.0.tmp"}
+
+
+def test_space_is_checked_where_the_target_will_be(tmp_path):
+    paths.check_space(tmp_path / "not" / "there", 1)
+    with pytest.raises(UserError, match="there: needs .* MB, .* MB free"):
+        paths.check_space(tmp_path / "not" / "there", 1 << 60)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 8])

@@ -5,11 +5,25 @@ import math
 from dataclasses import FrozenInstanceError
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from layerswap.paths import UserError
-from layerswap.plan import Plan, default_widths, layer_index, layer_swap, uniform
+from layerswap.plan import (
+    Plan,
+    chosen,
+    default_widths,
+    layer_index,
+    layer_swap,
+    middle,
+    only_bottom,
+    only_top,
+    random_layers,
+    read_yaml,
+    soup,
+    uniform,
+)
 
 WEIGHTS = st.floats(0, 1)
 
@@ -153,3 +167,64 @@ def test_minus_zero_is_zero():
 def test_plans_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         uniform(2, 0.5, "soup").outside = 1.0
+
+
+# --- ablations and controls ---------------------------------------------------------------------------------
+
+
+def test_ablations_are_swaps_with_one_end():
+    assert only_bottom(8, 3).layer_map() == "LLLMMMMM" and only_top(8, 3).layer_map() == "MMMMMLLL"
+    assert only_bottom(8, 3, outside=0).outside == 0 and only_top(8, 3).outside == 0.5
+    assert soup(3) == uniform(3, 0.5, "soup")
+
+
+@given(st.integers(1, 40), st.data())
+def test_controls_take_as_many_layers(n_layers, data):
+    count, seed = data.draw(st.integers(0, n_layers)), data.draw(st.integers(0, 9))
+    for plan in (middle(n_layers, count), random_layers(n_layers, count, seed)):
+        assert sorted(plan.layers) == [0] * (n_layers - count) + [1] * count
+    letters = middle(n_layers, count).layer_map()
+    assert abs(len(letters.rstrip("M")) - len(letters) + len(letters) - len(letters.lstrip("M"))) <= 1 or not count
+    assert random_layers(n_layers, count, seed) == random_layers(n_layers, count, seed)
+
+
+def test_seeds_draw_different_layers():
+    assert len({random_layers(32, 8, seed).layers for seed in range(20)}) == 20
+
+
+@given(st.lists(WEIGHTS, min_size=1), WEIGHTS)
+def test_reversed_roles(layers, outside):
+    plan = Plan("x", tuple(layers), outside)
+    again = plan.reversed()
+    assert again.layers == tuple(1 - w for w in plan.layers) and again.outside == 1 - outside
+    assert again.name == "x, roles reversed"
+
+
+@pytest.mark.parametrize("count", [-1, 9, 1.0, True, None])
+def test_counts_that_do_not_fit_are_named(count):
+    for make in (lambda: middle(8, count), lambda: random_layers(8, count, 0)):
+        with pytest.raises(UserError, match="^count is "):
+            make()
+
+
+@pytest.mark.parametrize("layers", [[8], [-1, 2], [1.5]])
+def test_layers_that_the_model_has_not_are_named(layers):
+    with pytest.raises(UserError, match=r"^layer .* is not in a model of n_layers 8"):
+        chosen(8, layers)
+
+
+# --- plan files ---------------------------------------------------------------------------------------------
+
+
+@given(st.text(), st.lists(WEIGHTS, min_size=1), WEIGHTS)
+def test_round_trip_through_yaml(name, layers, outside):
+    plan = Plan(name, tuple(layers), outside)
+    assert Plan.from_dict(yaml.safe_load(yaml.safe_dump(plan.to_dict()))) == plan
+
+
+@pytest.mark.parametrize("content", [b"", b"- 1", b"7", b"a: [", b"\xff\xfe", b"a: !!python/object:os.system {}"])
+def test_a_file_without_fields_is_named(tmp_path, content):
+    (tmp_path / "plan.yml").write_bytes(content)
+    with pytest.raises(UserError, match="plan.yml: ") as error:
+        read_yaml(tmp_path / "plan.yml")
+    assert "\n" not in str(error.value)

@@ -4,14 +4,24 @@ import random
 
 import pytest
 import torch
-from conftest import WORDS, bits, word_tokenizer
+from conftest import WORDS, same_bits, word_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, Phi3Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
-from layerswap import checkpoint
+from layerswap import merge
 from layerswap.paths import UserError
 from layerswap.plan import Plan, layer_swap, uniform
 from layerswap.resident import Resident
+from layerswap.vectors import TaskVectors
 
 PLANS = [
     layer_swap(4, 1, 1, outside=0),
@@ -19,18 +29,15 @@ PLANS = [
     uniform(4, 0.5, "soup"),
     uniform(4, 1, "language expert"),
 ]
+VECTORS = [TaskVectors("added", "task arithmetic", 0.5, 0.5), TaskVectors("ties", "ties", density=0.3)]
 PROMPTS = torch.randint(3, len(WORDS), (3, 11), generator=torch.Generator().manual_seed(0))  # [batch, tokens]
 
 
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and (bits(a) == bits(b)).all()
-
-
-def assert_routes_agree(math, language, out, dtype):
+def assert_routes_agree(math, language, out, dtype, base=None, static=False):
     """Logits and parameters of every plan in memory equal those of its merged folder."""
-    resident = Resident(math, language, dtype=dtype)
-    for i, plan in enumerate(PLANS):
-        checkpoint.merge(math, language, plan, out / str(i))
+    resident = Resident(math, language, base, dtype=dtype, static=static)
+    for i, plan in enumerate(PLANS + VECTORS if base else PLANS):
+        merge.merge(math, language, plan, out / str(i), base=base if plan in VECTORS else None)
         from_file = AutoModelForCausalLM.from_pretrained(out / str(i), dtype=dtype).eval()
         in_memory = resident.apply(plan)
         expected, found = dict(from_file.named_parameters()), dict(in_memory.named_parameters())
@@ -38,6 +45,33 @@ def assert_routes_agree(math, language, out, dtype):
         assert all(same_bits(expected[name], found[name]) for name in expected)
         with torch.inference_mode():
             assert same_bits(from_file(PROMPTS).logits, in_memory(PROMPTS).logits)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_task_vectors_in_memory_are_those_on_disk(checkpoint_factory, tmp_path, static):
+    folders = [checkpoint_factory(name, seed, tied=False) for seed, name in enumerate(("math", "language", "base"))]
+    assert_routes_agree(*folders[:2], tmp_path, torch.float32, base=folders[2], static=static)
+
+
+def test_static_parameters_never_move(experts):
+    resident, rng = Resident(*experts, static=True), random.Random(1)
+    places = {name: p.data_ptr() for name, p in resident.apply(PLANS[0]).named_parameters()}
+    aliasing = Resident(*experts)
+    for i in range(6):
+        weights = rng.choices([0, 1, 0.5], k=5)
+        plan = Plan(f"plan {i}", tuple(weights[:4]), weights[4])
+        found, expected = (dict(each.apply(plan).named_parameters()) for each in (resident, aliasing))
+        assert all(same_bits(found[name], expected[name]) for name in expected)
+        assert {name: p.data_ptr() for name, p in found.items()} == places
+
+
+def test_static_copies_only_the_layers_that_change(experts):
+    resident = Resident(*experts, static=True)
+    model = resident.apply(layer_swap(4, 1, 1, outside=0))
+    versions = {name: parameter._version for name, parameter in model.named_parameters()}
+    resident.apply(layer_swap(4, 2, 1, outside=0))
+    moved = {name for name, parameter in model.named_parameters() if parameter._version != versions[name]}
+    assert moved == {name for name in versions if name.startswith("model.layers.1.")}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -49,7 +83,10 @@ def test_memory_and_file_give_the_same_bits(checkpoint_factory, tmp_path, tied, 
     assert_routes_agree(math, language, tmp_path, dtype)
 
 
-@pytest.mark.parametrize("family", [Qwen3Config, Phi3Config, Gemma3TextConfig])
+FAMILIES = [MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3TextConfig, Phi3Config, Olmo2Config]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_other_families(tmp_path, family):
     config = family(
         vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=4,
@@ -99,8 +136,8 @@ def test_aliases_and_ties(experts):
 
 
 def test_mixed_tensors_are_computed_once(experts, monkeypatch):
-    calls, blend = [], checkpoint.blend
-    monkeypatch.setattr(checkpoint, "blend", lambda *a: calls.append(a) or blend(*a))
+    calls, blend = [], merge.blend
+    monkeypatch.setattr(merge, "blend", lambda *a: calls.append(a) or blend(*a))
     resident, per_layer = Resident(*experts), 9
     for plan, layers in ((PLANS[0], 0), (PLANS[1], 2), (PLANS[0], 0), (PLANS[1], 0)):
         before = len(calls)
@@ -122,17 +159,19 @@ def test_keys_name_the_weights_and_nothing_else(experts, checkpoint_factory):
     assert len(set(keys)) == len(keys)
     assert resident.key(uniform(4, 0.5, "another name")) == resident.key(PLANS[2])
     assert other.key(uniform(4, 0, "math")) == keys[-1]  # the math expert, whatever the language
-    assert Resident(other.folders[1], language).key(uniform(4, 1, "language")) == keys[3]
+    assert Resident(other.folders["language"], language).key(uniform(4, 1, "language")) == keys[3]
     assert Resident(language, math).key(uniform(4, 1, "roles reversed")) == keys[-1]
     assert not {other.key(plan) for plan in PLANS} & set(keys)
     assert not {Resident(math, language, dtype=torch.bfloat16).key(plan) for plan in PLANS} & set(keys)
     assert Resident(language, math).key(PLANS[2]) != keys[2]
-    assert not {Resident(other.folders[1], language).key(plan) for plan in PLANS[:3]} & set(keys)
+    assert not {Resident(other.folders["language"], language).key(plan) for plan in PLANS[:3]} & set(keys)
     assert "model" not in vars(resident)  # no model is loaded for a key
 
 
 def test_bad_inputs_are_named(experts, checkpoint_factory):
-    with pytest.raises(UserError, match="'soup' has 5 layers, expected 4"):
+    with pytest.raises(UserError, match="needs the base model, which was not given"):
+        Resident(*experts).apply(VECTORS[0])
+    with pytest.raises(UserError, match="'soup' has 5 layers, .*math has 4"):
         Resident(*experts).apply(uniform(5, 0.5, "soup"))
     with pytest.raises(UserError, match="num_hidden_layers"):
         Resident(experts[0], checkpoint_factory("deeper", layers=5))

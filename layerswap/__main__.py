@@ -1,0 +1,193 @@
+"""The command line: plan a swap, merge on disk, look at a checkpoint, check a merged one."""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from layerswap import checkpoint, merge, mergekit, plan, vectors
+from layerswap.paths import UserError
+
+WIDTHS = ("bottom", "top", "transition_bottom", "transition_top")
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+EXAMPLES = """examples:
+  python -m layerswap plan --layers 32
+  python -m layerswap merge --math experts/math --language experts/swahili --out merged
+  python -m layerswap merge --math experts/math --language experts/swahili --out only-bottom \\
+      --bottom 5 --top 0 --transition-bottom 0 --transition-top 0 --outside 0
+  python -m layerswap merge --math experts/math --language experts/swahili --base llama --plan ties.yml --out ties
+  python -m layerswap inspect merged
+  python -m layerswap verify merged
+
+A plan file (YAML or JSON) holds name, layers (the language expert's weight in each layer, from the bottom up) and
+outside (its weight in embeddings, final norm and head); or name, method (task arithmetic, ties), math, language,
+density and scale; or a mergekit configuration of passthrough or linear slices over the two experts.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def n_bytes(text):
+    """Bytes of "200MB", "5GB", "1000000" (decimal units)."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B|)", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, expected one like 200MB or 5GB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def parser():
+    top = Parser(prog="layerswap", description=__doc__, epilog=EXAMPLES,
+                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True)
+    swap = argparse.ArgumentParser(add_help=False)
+    zones = swap.add_argument_group("the layer swap", "a width that is not given is the paper's, scaled to the depth")
+    for width in WIDTHS:
+        zones.add_argument("--" + width.replace("_", "-"), type=int, metavar="N", help=f"layers of zone {width}")
+    zones.add_argument("--weight", type=float, help="the language expert's weight in the transition zone (0.5)")
+    zones.add_argument("--outside", type=float, help="its weight outside the layers (0.5)")
+    zones.add_argument("--plan", metavar="FILE", help="a plan file instead of these")
+
+    command = commands.add_parser("plan", parents=[swap], help="print a plan's layer map")
+    depth = command.add_mutually_exclusive_group()
+    depth.add_argument("--layers", type=int, metavar="N", help="layers of the model")
+    depth.add_argument("--model", metavar="DIR", help="a checkpoint that says how many")
+    command.add_argument("--math", metavar="DIR", default="math", help="the math expert's name in mergekit's YAML")
+    command.add_argument("--language", metavar="DIR", default="language", help="the language expert's name there")
+    command.add_argument("--format", choices=["text", "json", "yaml", "mergekit"], default="text")
+
+    command = commands.add_parser("merge", parents=[swap], help="write a merged checkpoint")
+    command.add_argument("--math", metavar="DIR", required=True, help="the math expert")
+    command.add_argument("--language", metavar="DIR", required=True, help="the language expert")
+    command.add_argument("--base", metavar="DIR", help="their base model, for task arithmetic and TIES")
+    command.add_argument("--out", metavar="DIR", required=True, help="the new folder")
+    command.add_argument("--donor", choices=["math", "language"], default="math",
+                         help="whose config, tokenizer and chat template the result gets (math)")  # fmt: skip
+    command.add_argument("--shard-size", type=n_bytes, default="5GB", metavar="SIZE", help="of the largest file (5GB)")
+    command.add_argument("--link", action="store_true", help="hard links for files that are wholly one expert's")
+    command.add_argument("--no-hash", action="store_true", help="no sha256 in the manifest: faster, not verifiable")
+
+    command = commands.add_parser("inspect", help="what a checkpoint holds, from its headers")
+    command.add_argument("folder", metavar="DIR")
+    command = commands.add_parser("verify", help="check a merged checkpoint against its manifest")
+    command.add_argument("folder", metavar="DIR")
+    return top
+
+
+def chosen_plan(options, n_layers):
+    """The plan of the options. UserError if they contradict each other or give no depth."""
+    given = {name: getattr(options, name) for name in (*WIDTHS, "weight", "outside")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not options.plan:
+        if n_layers is None:
+            raise UserError("how many layers? expected --layers N, --model DIR or --plan FILE")
+        return plan.layer_swap(n_layers, **plan.default_widths(n_layers) | given)
+    if given:
+        raise UserError(f"--{min(given).replace('_', '-')} and --plan {options.plan} are given, expected one of them")
+    data = plan.read_yaml(options.plan)
+    try:
+        if "merge_method" in data:
+            return mergekit.from_mergekit(data, options.math, options.language, name=Path(options.plan).stem)
+        return (vectors.TaskVectors if "method" in data else plan.Plan).from_dict(data)
+    except UserError as error:
+        raise UserError(f"{options.plan}: {error}") from None
+
+
+def show_plan(options):
+    made = chosen_plan(options, checkpoint.layer_count(options.model) if options.model else options.layers)
+    if options.format == "json":
+        print(json.dumps(made.to_dict()))
+    elif options.format == "yaml":
+        print(yaml.safe_dump(made.to_dict(), sort_keys=False, allow_unicode=True), end="")
+    elif options.format == "mergekit":
+        data = mergekit.to_mergekit(made, options.math, options.language, "bfloat16")
+        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
+    else:
+        print(described(made))
+
+
+def described(made):
+    """A plan as text: the layer map of a swap, the fields of task vectors."""
+    if len(made.roles) > 2:
+        return "\n".join(f"{field:9} {value}" for field, value in made.to_dict().items())
+    letters = made.layer_map()
+    mixed = sorted({w for w in made.layers if 0 < w < 1})
+    key = "L language expert, M math expert" + (", x language weight " + ", ".join(map(str, mixed)) if mixed else "")
+    lines = [made.name, f"{letters}   (layer 0 to {len(letters) - 1}: {key})"]
+    return "\n".join([*lines, f"outside the layers: language weight {made.outside}"])
+
+
+def do_merge(options):
+    made = chosen_plan(options, checkpoint.layer_count(options.math))
+    with bar(options.math, "merging") as progress:
+        manifest = merge.merge(
+            options.math, options.language, made, options.out, base=options.base, donor=options.donor,
+            shard_size=options.shard_size, link=options.link, hashing=not options.no_hash, progress=progress.update,
+        )  # fmt: skip
+    counts = Counter(entry["source"] for entry in manifest["tensors"].values())
+    print(described(made))
+    print(
+        f"{options.out}: {sum(counts.values())} tensors, " + ", ".join(f"{n} from {role}" for role, n in counts.items())
+    )
+
+
+def bar(folder, what):
+    """A progress bar over a checkpoint's bytes, drawn only on a terminal."""
+    from tqdm import tqdm
+
+    total = sum(tensor.end - tensor.start for tensor in checkpoint.read_header(folder).values())
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)
+
+
+def inspect(options):
+    folder = Path(options.folder)
+    header, layers = checkpoint.read_header(folder), checkpoint.layer_count(folder)
+    config = checkpoint.read_json(folder / "config.json")
+    files = {tensor.file for tensor in header.values()}
+    dtypes = Counter()
+    for tensor in header.values():
+        dtypes[tensor.dtype] += (tensor.end - tensor.start) // checkpoint.BYTES[tensor.dtype]
+    numbers = ", ".join(f"{count / 1e6:,.1f} M {dtype}" for dtype, count in dtypes.most_common())
+    print(f"{', '.join(config.get('architectures') or ['unknown architecture'])}: {layers} layers, {numbers},"
+          f" {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB in {len(files)} file(s)")  # fmt: skip
+    print(f"tokenizer: {len(checkpoint.read_vocabulary(folder))} entries")
+    within = Counter()
+    for name, tensor in header.items():
+        layer = plan.layer_index(name)
+        within[(plan.LAYER.sub(".layers.*.", name).lstrip("."), tensor.dtype, tensor.shape, layer is None)] += 1
+    for (name, dtype, shape, outside), count in within.items():
+        print(f"  {'outside' if outside else f'{count} layers':10} {dtype:5} {str(list(shape)):16} {name}")
+    if (folder / merge.MANIFEST).is_file():
+        print(f"merged by layerswap: {json.dumps(checkpoint.read_json(folder / merge.MANIFEST).get('plan'))}")
+
+
+def verify(options):
+    with bar(options.folder, "verifying") as progress:
+        count = merge.verify(options.folder, progress.update)
+    print(f"{options.folder}: {count} tensors and all files are as {merge.MANIFEST} says")
+
+
+COMMANDS = {"plan": show_plan, "merge": do_merge, "inspect": inspect, "verify": verify}
+
+
+def main(arguments=None):
+    """The command line; bad input exits with 2 and one line."""
+    options = parser().parse_args(arguments)
+    try:
+        COMMANDS[options.command](options)
+    except (UserError, OSError) as error:
+        print(f"layerswap: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

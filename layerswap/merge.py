@@ -1,0 +1,375 @@
+"""The merge on disk: two expert folders and a plan become a new checkpoint folder with its provenance.
+
+Where the plan's weight is 0 or 1 bytes are copied; elsewhere torch.lerp works in the checkpoint's dtype, with float32
+inside. All is planned from headers before a byte is written, and done piece by piece: memory does not grow with the
+model. torch is imported only to mix.
+"""
+
+import errno
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from layerswap import checkpoint, paths
+from layerswap.checkpoint import BYTES, PIECE, Tensor
+from layerswap.paths import UserError
+
+MIXED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
+DONATED = ("config.json", "generation_config.json", "tokenizer*", "*token*.json", "chat_template*")
+DONATED += checkpoint.VOCABULARIES
+MANIFEST = "layerswap.json"
+LACKING = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}  # "use another way"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the merge: where it will lie in its shard, and the tensors it is made of, by role."""
+
+    name: str
+    start: int  # byte in the shard's file
+    weight: float | None  # the language expert's; None: task vectors, which need the whole tensors
+    sources: dict[str, Tensor]
+
+    @property
+    def is_copy(self):
+        return len(self.sources) == 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the merge: its header, its tensors, and the experts' file it could be a link to (None: no one's)."""
+
+    file: str
+    header: bytes
+    parts: list[Part]
+    size: int
+    twin: Path | None
+
+
+def merge(math, language, plan, out, *, base=None, donor="math", shard_size=5 << 30, link=False, hashing=True,
+          progress=lambda n_bytes: None):  # fmt: skip
+    """Write the merge of expert folders under a plan to the new folder ``out``; returns its manifest.
+
+    plan: a Plan, or TaskVectors, which need the folder ``base``. donor: "math" or "language", whose config, generation
+    config, tokenizer and chat template the result gets. shard_size: bytes of the largest shard, larger tensors apart.
+    link: keep the math expert's shards, and make those that are wholly one expert's hard links to its file (not in
+    shard_size then). hashing: whether the manifest has sha256s, taken as the bytes pass. progress: told bytes done.
+
+    The manifest (also in layerswap.json) has plan, donor, experts; ``tensors``, name -> source ("math", "language",
+    "math+language" ...), weight, sha256, and ``from``, the sha256 of each source of a mixed one; ``digest`` of the
+    merged weights; ``files`` with the sha256 of those that are no weights. UserError, and nothing written, if ``out``
+    is not new or empty, the disk is too full, the experts do not fit each other, or the plan does not fit them.
+    """
+    if (base is None) == ("base" in plan.roles):
+        raise UserError(f"plan {plan.name!r} needs {', '.join(plan.roles)}; base is {base}")
+    folders = {role: Path(folder) for role, folder in zip(plan.roles, (math, language, base), strict=False)}
+    headers = check(folders, plan, out, donor, shard_size)
+    shards = layout(headers, plan, shard_size, link)
+    need = sum(shard.size for shard in shards if not shard.twin)
+    paths.check_space(out, need)
+    manifest = {
+        "layerswap": version("layerswap"), "plan": plan.to_dict(), "donor": donor,
+        "experts": {role: {"folder": folder.resolve().name, "config": paths.file_digest(folder / "config.json")}
+                    for role, folder in folders.items()},
+        "tensors": {},
+    }  # fmt: skip
+    with paths.atomic_folder(out) as folder:
+        for shard in shards:
+            if not shard.twin or not hard_link(shard.twin, folder / shard.file):
+                prepare(folder / shard.file, shard)
+        jobs = [(run, folder / shard.file if (folder / shard.file).stat().st_nlink == 1 else None)
+                for shard in shards for run in runs(shard, hashing)]  # fmt: skip
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            try:
+                for entries, n_bytes in pool.map(lambda job: fill(*job, plan, hashing), jobs):
+                    manifest["tensors"] |= entries
+                    progress(n_bytes)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        manifest["tensors"] = {part.name: manifest["tensors"][part.name] for shard in shards for part in shard.parts}
+        if hashing:
+            hashes = {name: entry["sha256"] for name, entry in manifest["tensors"].items()}
+            manifest["digest"] = checkpoint.content_digest(headers["math"], hashes)
+        finish(folder, folders[donor], shards, manifest)
+    return manifest
+
+
+def check(folders, plan, out, donor, shard_size):
+    """role -> header. UserError unless the folders can be merged under the plan to ``out``."""
+    if donor not in ("math", "language"):
+        raise UserError(f"donor is {donor!r}, expected math or language")
+    if shard_size < 1:
+        raise UserError(f"shard_size is {shard_size!r}, expected a number of bytes, 1 or more")
+    roles = list(folders)
+    for i, role in enumerate(roles):
+        for other in roles[:i]:
+            if folders[role].resolve() == folders[other].resolve():
+                raise UserError(f"{folders[role]}: is both the {other} and the {role} model, expected two folders")
+    paths.check_target(out)
+    for role in roles[1:]:
+        checkpoint.check_fit(folders["math"], folders[role])
+    headers = {role: checkpoint.read_header(folder) for role, folder in folders.items()}
+    plan.check_depth(checkpoint.layer_count(folders["math"]), folders["math"])
+    for name, tensor in headers["math"].items():
+        if plan.weight(name) not in (0, 1) and tensor.dtype not in MIXED:
+            expected = f"expected one of {', '.join(MIXED)}"
+            raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}, which cannot be mixed, {expected}")
+    return headers
+
+
+def sources(headers, plan, name):
+    """role -> Tensor of what a merged tensor is made of."""
+    roles = {0: ["math"], 1: ["language"]}.get(plan.weight(name), plan.roles)
+    return {role: headers[role][name] for role in roles}
+
+
+def layout(headers, plan, shard_size, link):
+    """The shards of the merge, in the order of the math expert's files and of the tensors in them."""
+    # Widest dtypes first within a file keeps every tensor aligned, as in safetensors itself.
+    order = sorted(headers["math"].items(), key=lambda i: (i[1].file, -BYTES[i[1].dtype], i[1].start))
+    groups, sizes = [], []
+    for name, tensor in order:
+        n_bytes = tensor.end - tensor.start
+        fits = groups and sizes[-1] + n_bytes <= shard_size
+        if link:
+            fits = groups and headers["math"][groups[-1][0]].file == tensor.file
+        if not fits:
+            groups.append([])
+            sizes.append(0)
+        groups[-1].append(name)
+        sizes[-1] += n_bytes
+    if not link:  # shards cut across files: widest first again
+        groups = [sorted(group, key=lambda name: -BYTES[headers["math"][name].dtype]) for group in groups]
+    shards = []
+    for i, group in enumerate(groups, 1):
+        file = "model.safetensors" if len(groups) == 1 else f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+        entries, position = {"__metadata__": {"format": "pt"}}, 0
+        for name in group:
+            tensor, start = headers["math"][name], position
+            position += tensor.end - tensor.start
+            entries[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, position]}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        head, parts = len(text).to_bytes(8, "little") + text, []
+        for name in group:
+            start = len(head) + entries[name]["data_offsets"][0]
+            parts.append(Part(name, start, plan.weight(name), sources(headers, plan, name)))
+        shards.append(Shard(file, head, parts, len(head) + position, twin(headers, parts) if link else None))
+    return shards
+
+
+def twin(headers, parts):
+    """The experts' file that holds exactly these tensors as copies, or None."""
+    files = {source.file for part in parts for source in part.sources.values()}
+    if len(files) != 1 or not all(part.is_copy for part in parts):
+        return None
+    (role,) = {role for part in parts for role in part.sources}
+    (file,) = files
+    held = {name for name, tensor in headers[role].items() if tensor.file == file}
+    return file if held == {part.name for part in parts} else None
+
+
+def hard_link(file, target):
+    """Whether ``target`` now is a hard link to a file; not across file systems, nor where the system forbids it."""
+    try:
+        os.link(file.resolve(), target)
+    except OSError as error:
+        if error.errno in LACKING | {errno.EMLINK}:
+            return False
+        raise
+    return True
+
+
+def prepare(path, shard):
+    """A file with the shard's header and room for its tensors."""
+    with path.open("wb") as file:
+        file.write(shard.header)
+        file.truncate(shard.size)
+
+
+def runs(shard, hashing):
+    """The shard's tensors as lists that one call can do: neighbours in source and shard, where bytes just move."""
+    found = []
+    for part in shard.parts:
+        if found and not hashing and follows(found[-1][-1], part):
+            found[-1].append(part)
+        else:
+            found.append([part])
+    return found
+
+
+def follows(before, part):
+    """Whether a copied part lies right behind another one in its source, as it does in the shard."""
+    if not (before.is_copy and part.is_copy):
+        return False
+    (a,), (b,) = before.sources.values(), part.sources.values()
+    return a.file == b.file and a.end == b.start
+
+
+def fill(run, path, plan, hashing):
+    """Write a run of parts into their file (None: they are in it already); returns (manifest entries, bytes done)."""
+    first, n_bytes, entries = run[0], sum(size(part) for part in run), {part.name: entry(part) for part in run}
+    if first.is_copy and not hashing:
+        (source,) = first.sources.values()
+        if path:
+            copy_range(source.file, source.start, path, first.start, n_bytes)
+        return entries, n_bytes
+    shas, made_sha = {role: sha256() for role in first.sources}, sha256()
+    with open(path or os.devnull, "r+b") as file:
+        file.seek(first.start)
+        for pieces, made in blend(first.sources, plan, first.weight):
+            file.write(made)
+            if hashing:
+                for sha, piece in zip(shas.values(), pieces, strict=True):
+                    sha.update(piece)
+                if not first.is_copy:
+                    made_sha.update(made)
+    if hashing:
+        shas = {role: sha.hexdigest() for role, sha in shas.items()}
+        own = [*shas.values()][0] if first.is_copy else made_sha.hexdigest()
+        entries[first.name] |= {"sha256": own} | ({} if first.is_copy else {"from": shas})
+    return entries, n_bytes
+
+
+def size(part):
+    """Bytes of a part."""
+    return next(iter(part.sources.values())).end - next(iter(part.sources.values())).start
+
+
+def entry(part):
+    """What the manifest says of a tensor, but for its sha256."""
+    return {"source": "+".join(part.sources), "weight": part.weight}
+
+
+def blend(sources, plan, weight):
+    """A merged tensor piece by piece: (a list of the sources' bytes, the merged bytes); use one before the next.
+
+    sources: role -> Tensor, all of one dtype and shape. weight: as in ``Plan.weight``; None gives the whole tensors to
+    ``plan.combine``.
+    """
+    if len(sources) == 1:
+        (source,) = sources.values()
+        yield from (([piece], piece) for piece in checkpoint.read_pieces(source))
+        return
+    import torch
+
+    dtype = getattr(torch, MIXED[sources["math"].dtype])
+    if weight is None:
+        whole = [b"".join(map(bytes, checkpoint.read_pieces(source))) for source in sources.values()]
+        tensors = {r: torch.frombuffer(bytearray(b), dtype=dtype) for r, b in zip(sources, whole, strict=True)}
+        yield whole, plan.combine(**tensors).view(torch.uint8).numpy()
+        return
+    for pieces in zip(*map(checkpoint.read_pieces, sources.values()), strict=True):
+        yield pieces, torch.lerp(*(torch.frombuffer(p, dtype=dtype) for p in pieces), weight).view(torch.uint8).numpy()
+
+
+def copy_range(source, start, target, offset, n_bytes):
+    """Copy bytes from file to file: in the kernel where the system can, else through a buffer."""
+    with open(source, "rb", buffering=0) as from_file, open(target, "r+b", buffering=0) as to_file:
+        ends = from_file.fileno(), to_file.fileno()
+        ways, done = [copy_in_kernel, send, read_and_write], 0
+        while done < n_bytes:
+            try:
+                moved = ways[0](*ends, start + done, offset + done, n_bytes - done)
+            except OSError as error:
+                if error.errno not in LACKING or len(ways) == 1:
+                    raise
+                ways.pop(0)
+                continue
+            if not moved:
+                raise UserError(f"{source}: ended at byte {start + done}, expected {start + n_bytes}")
+            done += moved
+
+
+def copy_in_kernel(source, target, start, offset, n_bytes):
+    return os.copy_file_range(source, target, n_bytes, start, offset)
+
+
+def send(source, target, start, offset, n_bytes):
+    os.lseek(target, offset, os.SEEK_SET)
+    return os.sendfile(target, source, start, n_bytes)
+
+
+def read_and_write(source, target, start, offset, n_bytes):
+    return os.pwrite(target, os.pread(source, min(n_bytes, PIECE), start), offset)
+
+
+def finish(folder, donor, shards, manifest):
+    """Write what stands beside the weights: index, the donor's files, model card, manifest."""
+    if len(shards) > 1:
+        weight_map = {part.name: shard.file for shard in shards for part in shard.parts}
+        total = sum(size(part) for shard in shards for part in shard.parts)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    for donated in {file for pattern in DONATED for file in donor.glob(pattern) if file.is_file()}:
+        shutil.copyfile(donated, folder / donated.name)
+    (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+    weights = {shard.file for shard in shards}
+    manifest["files"] = {path.name: None if path.name in weights else paths.file_digest(path)
+                         for path in sorted(folder.iterdir())}  # fmt: skip
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def card(manifest):
+    """The model card: what was merged, how, and how to check it."""
+    plan, experts = manifest["plan"], manifest["experts"]
+    models = "\n".join(f"| {role} | {each['folder']} |" for role, each in experts.items())
+    return f"""---
+library_name: transformers
+tags: [merge, layer-swapping]
+---
+# {plan["name"]}
+
+A merge without training of the experts below, made by layerswap {manifest["layerswap"]}. Layer swapping is the method
+of Bandarkar et al., [arXiv 2410.01335](https://arxiv.org/abs/2410.01335). Config and tokenizer are those of the
+{manifest["donor"]} expert.
+
+| model | folder |
+| --- | --- |
+{models}
+
+The plan (for a list of layers: the language expert's weight in each, from the bottom up):
+
+```json
+{json.dumps(plan)}
+```
+
+`{MANIFEST}` says where each tensor came from; `python -m layerswap verify` checks the folder against it.
+"""
+
+
+def verify(folder, progress=lambda n_bytes: None):
+    """Check a merged folder against its manifest; returns the number of tensors. UserError names the first difference.
+
+    Compared: the files, the sha256 of each that is not weights, each tensor's name and sha256, and the weights' digest
+    (dtypes and shapes). UserError also for a folder that was merged without sha256s.
+    """
+    folder = Path(folder)
+    manifest = checkpoint.read_json(folder / MANIFEST)
+    try:
+        files, tensors, expected = manifest["files"], manifest["tensors"], manifest["digest"]
+        said = {name: each["sha256"] for name, each in tensors.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / MANIFEST}: has no {error}, so there is nothing to check against") from None
+    found = {path.name for path in folder.iterdir()} - {MANIFEST}
+    for name in sorted(found ^ files.keys()):
+        raise UserError(f"{folder / name}: {'is not in the manifest' if name in found else 'no such file'}")
+    for name, sha in files.items():
+        if sha and paths.file_digest(folder / name) != sha:
+            raise UserError(f"{folder / name}: sha256 is {paths.file_digest(folder / name)}, expected {sha}")
+    header = checkpoint.read_header(folder)
+    if differing := header.keys() ^ said.keys():
+        raise UserError(f"{folder}: tensor {min(differing)} is in only one of weights and manifest")
+    for name, tensor in header.items():
+        if (sha := checkpoint.tensor_digest(tensor)) != said[name]:
+            raise UserError(f"{tensor.file}: tensor {name} has sha256 {sha}, expected {said[name]}")
+        progress(tensor.end - tensor.start)
+    if checkpoint.content_digest(header, said) != expected:
+        raise UserError(f"{folder}: dtypes or shapes are not those of the manifest")
+    return len(header)

@@ -1,0 +1,175 @@
+"""The command line: what it prints, and that bad input is one line and exit code 2."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+import tqdm  # noqa: F401 (imported late by the command, when a test may be another user)
+import yaml
+from conftest import tensors
+
+from layerswap import checkpoint, plan
+from layerswap.__main__ import main, n_bytes
+from layerswap.vectors import TaskVectors
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of a call."""
+    capsys.readouterr()  # what others said before
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        code = end.code
+    return code, *capsys.readouterr()
+
+
+def test_plan_as_text_json_yaml_and_mergekit(capsys, tmp_path):
+    _, text, _ = run(capsys, "plan", "--layers", 32)
+    assert "LLLLLx" + 23 * "M" + "xLL" in text and "outside the layers: language weight 0.5" in text
+    _, as_json, _ = run(capsys, "plan", "--layers", 8, "--bottom", 2, "--outside", 0, "--format", "json")
+    made = plan.Plan.from_dict(json.loads(as_json))
+    assert made.layer_map() == "LLxMMMxL" and made.outside == 0
+    _, as_yaml, _ = run(capsys, "plan", "--layers", 8, "--bottom", 2, "--outside", 0, "--format", "yaml")
+    assert plan.Plan.from_dict(yaml.safe_load(as_yaml)) == made
+    for form in ("yaml", "json", "mergekit"):
+        (tmp_path / form).write_text(run(capsys, "plan", "--layers", 8, "--bottom", 2, "--format", form)[1])
+        again = run(capsys, "plan", "--plan", tmp_path / form)
+        assert again[0] == 0 and "LLxMMMxL" in again[1]
+
+
+def test_a_plan_of_task_vectors_is_read(capsys, tmp_path):
+    (tmp_path / "ties.yml").write_text("name: TIES\nmethod: ties\ndensity: 0.2\n")
+    code, text, _ = run(capsys, "plan", "--plan", tmp_path / "ties.yml")
+    assert code == 0 and re.search(r"method +ties", text) and re.search(r"density +0.2", text)
+
+
+def test_merge_inspect_verify(capsys, checkpoint_factory, tmp_path):
+    math, language, base = (checkpoint_factory(name, i) for i, name in enumerate(("math", "language", "base")))
+    options = ["--math", math, "--language", language, "--out", tmp_path / "out"]
+    code, text, error = run(capsys, "merge", *options, "--donor", "language", "--shard-size", "20KB")
+    assert (code, error) == (0, "") and "LxxL" in text and "38 tensors" in text
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    code, text, _ = run(capsys, "inspect", tmp_path / "out")
+    assert code == 0 and "LlamaForCausalLM: 4 layers" in text and "merged by layerswap" in text
+    assert re.search(r"4 layers +F32 +\[32, 32\] +model.layers.\*.self_attn.q_proj.weight", text)
+    assert run(capsys, "verify", tmp_path / "out")[:2] == (0, f"{tmp_path / 'out'}: 38 tensors and all files are as "
+                                                           "layerswap.json says\n")  # fmt: skip
+    (tmp_path / "ta.yml").write_text(yaml.safe_dump(TaskVectors("TA", "task arithmetic", 0.5, 0.5).to_dict()))
+    options[-1] = tmp_path / "added"
+    assert run(capsys, "merge", *options, "--base", base, "--plan", tmp_path / "ta.yml", "--no-hash")[0] == 0
+    assert tensors(tmp_path / "added").keys() == tensors(math).keys()
+
+
+def test_widths_of_the_command_are_those_of_the_plan(capsys, experts, tmp_path):
+    widths = [
+        "--bottom",
+        2,
+        "--top",
+        0,
+        "--transition-bottom",
+        1,
+        "--transition-top",
+        0,
+        "--weight",
+        0.25,
+        "--outside",
+        1,
+    ]
+    run(capsys, "merge", "--math", experts[0], "--language", experts[1], "--out", tmp_path / "out", *widths)
+    made = checkpoint.read_json(tmp_path / "out" / "layerswap.json")["plan"]
+    assert made["layers"] == [1, 1, 0.25, 0] and made["outside"] == 1
+
+
+@pytest.mark.parametrize("text", ["1", "200MB", "1.5gb", "7 KB"])
+def test_sizes(text):
+    assert n_bytes(text) == {"1": 1, "200MB": 200_000_000, "1.5gb": 1_500_000_000, "7 KB": 7000}[text]
+
+
+MERGE = ["merge", "--math", "{math}", "--language", "{language}", "--out", "{new}"]
+BAD = {
+    "nothing": ([], "required: command"),
+    "unknown command": (["swap"], "invalid choice: 'swap'"),
+    "unknown option": ([*MERGE, "--botom", "1"], "unrecognized arguments: --botom 1"),
+    "missing option": (MERGE[:3], "required: --language, --out"),
+    "a width in words": ([*MERGE, "--bottom", "two"], "--bottom: invalid int value: 'two'"),
+    "a negative width": ([*MERGE, "--bottom", "-1"], "bottom is -1"),
+    "zones overlap": ([*MERGE, "--bottom", "4"], "zones overlap: bottom 4"),
+    "a weight above 1": ([*MERGE, "--weight", "1.5"], "weight is 1.5"),
+    "a weight that is no number": ([*MERGE, "--outside", "nan"], "outside is nan"),
+    "no size": ([*MERGE, "--shard-size", "big"], "'big' is no size"),
+    "a size of nothing": ([*MERGE, "--shard-size", "0"], "shard_size is 0"),
+    "unknown donor": ([*MERGE, "--donor", "base"], "invalid choice: 'base'"),
+    "no folder": ([*MERGE[:2], "nowhere", *MERGE[3:]], "nowhere: no such folder"),
+    "a file for a folder": ([*MERGE[:2], "{math}/config.json", *MERGE[3:]], "config.json: no such folder"),
+    "one folder twice": ([*MERGE[:4], "{math}", *MERGE[5:]], "both the math and the language model"),
+    "target in use": ([*MERGE[:6], "{language}"], "exists already; a folder is never written over"),
+    "target is a file": ([*MERGE[:6], "{math}/config.json"], "exists already; a folder is never written over"),
+    "target below a file": ([*MERGE[:6], "{math}/config.json/out"], "config.json"),
+    "target on a read-only system": ([*MERGE[:6], "/proc/out"], "/proc"),
+    "no plan file": ([*MERGE, "--plan", "nowhere.yml"], "nowhere.yml"),
+    "plan is no YAML": ([*MERGE, "--plan", "{math}/model.safetensors"], "model.safetensors"),
+    "plan is a list": ([*MERGE, "--plan", "{list}"], "expected fields with values"),
+    "plan of another kind": (
+        [*MERGE, "--plan", "{math}/config.json"],
+        "a plan has the fields name, layers",
+    ),
+    "plan and widths": ([*MERGE, "--plan", "{plan}", "--top", "1"], "--top and --plan .* expected one"),
+    "plan of another depth": ([*MERGE, "--plan", "{plan}"], "plan 'five' has 5 layers, .* has 4"),
+    "task vectors without a base": ([*MERGE, "--plan", "{ties}"], "base is None"),
+    "a base without task vectors": ([*MERGE, "--base", "{language}"], "needs math, language; base is"),
+    "no depth": (["plan"], "how many layers"),
+    "two depths": (["plan", "--layers", "3", "--model", "x"], "not allowed with"),
+    "too few layers": (["plan", "--layers", "3"], "zones overlap"),
+    "inspect nothing": (["inspect", "nowhere"], "nowhere: no such folder"),
+    "verify what is no merge": (["verify", "{math}"], "layerswap.json: expected a JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(capsys, experts, tmp_path, case, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD[case]
+    math, language = (shutil.copytree(folder, tmp_path / folder.name) for folder in experts)
+    files = {"list": "[1]", "plan": "name: five\nlayers: [0, 0, 0, 0, 0]\noutside: 0", "ties": "name: x\nmethod: ties"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    places = {"math": math, "language": language, "new": tmp_path / "new", **{name: tmp_path / name for name in files}}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, output, error = run(capsys, *(argument.format(**places) for argument in arguments))
+    assert code == 2 and output == "" and re.search(message, error), error
+    assert error.count("\n") == 1 and error.endswith("\n") and error.startswith("layerswap")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_closed_folder_is_one_line(capsys, experts, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    for folder in (*tmp_path.parents, *experts[0].parents, *experts):  # pytest closes its folders to other users
+        if folder.is_relative_to(tempfile.gettempdir()):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)  # nothing is closed to root
+    try:
+        found = run(capsys, "merge", "--math", experts[0], "--language", experts[1], "--out", closed / "out")
+    finally:
+        os.seteuid(user)
+    assert found[0] == 2 and "Permission denied" in found[2] and found[2].count("\n") == 1
+    assert not list(closed.iterdir())
+
+
+def test_a_merge_without_mixing_does_not_load_torch(experts, tmp_path):
+    code = (
+        "import sys; from layerswap.__main__ import main\n"
+        "code = main(sys.argv[1:]); assert not {'torch', 'transformers', 'numpy'} & set(sys.modules); sys.exit(code)"
+    )
+    merging = ["merge", "--math", experts[0], "--language", experts[1], "--out", tmp_path / "out", "--outside", 0]
+    merging += ["--transition-bottom", 0, "--transition-top", 0]
+    for arguments in (merging, ["plan", "--layers", 8], ["inspect", experts[0]], ["verify", tmp_path / "out"]):
+        subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True)
