@@ -6,13 +6,12 @@ Makes (or takes) the two checkpoints of benchmarks/merge.py. Every way must give
 """
 
 import argparse
-import shutil
 import statistics
 import time
 
 import measure
 import torch
-from merge import WORK, random_checkpoint
+from merge import fresh, pair
 from transformers import AutoModelForCausalLM
 
 from layerswap.merge import merge
@@ -34,8 +33,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=20)
     options = parser.parse_args()
-    math, language = (random_checkpoint(WORK / f"{who}-{options.layers}-None", seed, layers=options.layers)
-                      for seed, who in enumerate(("math", "language")))  # fmt: skip
+    math, language = pair(options.layers)
     plans = [layer_swap(options.layers, 4, 2, 2, 2, outside=0), layer_swap(options.layers, 8, 6, outside=1),
              layer_swap(options.layers, 0, 6, 0, 2, outside=0.5)]  # fmt: skip
     tokens = torch.arange(32, device=options.device)[None]  # [1, length]
@@ -44,8 +42,7 @@ def main():
     first = {}
     for plan in plans:
         first[plan.name], model = seconds(lambda plan=plan: alias.apply(plan), options.device)
-        out = WORK / "in-memory"
-        shutil.rmtree(out, ignore_errors=True)
+        out = fresh("in-memory")
         written, _ = seconds(lambda plan=plan, out=out: merge(math, language, plan, out), options.device)
         loaded, from_file = seconds(
             lambda out=out: AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).to(options.device).eval(),

@@ -70,6 +70,12 @@ def random_checkpoint(folder, seed, *, layers, hidden=1024, vocab=20_000, dtype=
     return folder
 
 
+def pair(layers, shard=None):
+    """Two experts of the size and layout."""
+    return [random_checkpoint(WORK / f"{who}-{layers}-{shard}", seed, layers=layers, shard=shard)
+            for seed, who in enumerate(("math", "language"))]  # fmt: skip
+
+
 def stored(folder):
     """name -> tensor of a folder, one at a time, by the safetensors library."""
     for path in sorted(folder.glob("*.safetensors")):
@@ -116,8 +122,7 @@ def mergekit_command(plan, math, language, out, shard):
 def timed(layers, shard, runs):
     """The table of one layout of the files, warm and cold."""
     name = "one file" if shard is None else f"{shard // 10**6} MB shards"
-    math, language = (random_checkpoint(WORK / f"{who}-{layers}-{shard}", seed, layers=layers, shard=shard)
-                      for seed, who in enumerate(("math", "language")))  # fmt: skip
+    math, language = pair(layers, shard)
     hard = layer_swap(layers, 4, 2, outside=0)
     zone = layer_swap(layers, 4, 2, 2, 2, outside=0)
     size = shard or 10**12
@@ -183,51 +188,58 @@ def differences(peer, ours):
 
 def peak(layers):
     """Peak memory alone, for a model of another size."""
-    math, language = (random_checkpoint(WORK / f"{who}-{layers}-None", seed, layers=layers)
-                      for seed, who in enumerate(("math", "language")))  # fmt: skip
+    math, language = pair(layers)
     for zone in (0, 2):
         plan = layer_swap(layers, 4, 2, zone, zone, outside=0)
-        out = WORK / "peak"
-        shutil.rmtree(out, ignore_errors=True)
+        out = fresh("peak")
         command = [*OURS, "--math", math, "--language", language, *swap_options(plan), "--out", out]
         wall, _, rss = measure.once(command)
         print(f"{layers} layers, transition {zone}+{zone}: peak RSS {rss:.0f} MB, {wall:.1f} s")
         compare(out, math, language, plan)
 
 
+def fresh(name):
+    """A folder name that is not there."""
+    shutil.rmtree(WORK / name, ignore_errors=True)
+    return WORK / name
+
+
+def small(dtype):
+    """Math expert, language expert and base of 0.9 M parameters."""
+    return [random_checkpoint(WORK / f"small-{who}-{dtype}", seed, layers=4, hidden=128, vocab=256,
+                              dtype=getattr(torch, dtype)) for seed, who in enumerate(("math", "language", "base"))]  # fmt: skip
+
+
 def agreement():
-    """Small experts and their base: every kind of plan, by mergekit and by us."""
-    folders = [random_checkpoint(WORK / f"small-{who}", seed, layers=4, hidden=128, vocab=256)
-               for seed, who in enumerate(("math", "language", "base"))]  # fmt: skip
-    math, language, base = folders
-    plans = [layer_swap(4, 1, 1, outside=1), layer_swap(4, 1, 1, 1, 1, outside=0.5), soup(4),
-             layer_swap(4, 1, 1, 1, 0, weight=0.3, outside=0), uniform(4, 1.0, "language")]  # fmt: skip
-    for i, plan in enumerate(plans):
-        out, theirs = WORK / f"small-{i}", WORK / f"small-mergekit-{i}"
-        for folder in (out, theirs):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Small experts and their base: every kind of merge, by mergekit and by us."""
+    math, language, _ = small("bfloat16")
+    for plan in (layer_swap(4, 1, 1, outside=1), layer_swap(4, 1, 1, 1, 1, outside=0.5), soup(4),
+                 layer_swap(4, 1, 1, 1, 0, weight=0.3, outside=0), uniform(4, 1.0, "language")):  # fmt: skip
+        out, theirs = fresh("small-ours"), fresh("small-mergekit")
         measure.once([*OURS, "--math", math, "--language", language, *swap_options(plan), "--out", out])
         measure.once(mergekit_command(plan, math, language, theirs, 10**9))
-        print(f"{plan.layer_map()}, outside {plan.outside}: {differences(theirs, out)}")
-    baselines = [vectors.TaskVectors("a", "task arithmetic", 0.4, 0.7),
-                 vectors.TaskVectors("b", "ties", 1.0, 1.0, density=0.3),
-                 vectors.TaskVectors("c", "ties", 0.3, 0.9, density=0.5, scale=0.8)]  # fmt: skip
-    for plan in baselines:
-        out, theirs, file = WORK / f"small-{plan.name}", WORK / f"small-mergekit-{plan.name}", WORK / f"{plan.name}.yml"
-        for folder in (out, theirs):
-            shutil.rmtree(folder, ignore_errors=True)
-        file.write_text(yaml.safe_dump(plan.to_dict()))
-        measure.once([*OURS, "--math", math, "--language", language, "--base", base, "--plan", file, "--out", out])
-        density = {} if plan.method != "ties" else {"density": plan.density}
-        config = WORK / f"mergekit-{plan.name}.yml"
-        config.write_text(yaml.safe_dump({
-            "merge_method": plan.method.replace(" ", "_"), "base_model": str(base), "dtype": "float32",
-            "out_dtype": "bfloat16", "parameters": {"lambda": plan.scale},
-            "models": [{"model": str(folder), "parameters": {"weight": weight} | density}
-                       for folder, weight in ((math, plan.math), (language, plan.language))],
-        }))  # fmt: skip
-        measure.once([peers.environment("mergekit") / "mergekit-yaml", config, theirs])
-        print(f"{plan.method}, {plan.math}, {plan.language}, {density}, {plan.scale}: {differences(theirs, out)}")
+        print(f"{plan.layer_map()}, weights {sorted({*plan.layers, plan.outside})}: {differences(theirs, out)}")
+    for plan in (vectors.TaskVectors("added", "task arithmetic", 0.4, 0.7),
+                 vectors.TaskVectors("ties", "ties", density=0.3),
+                 vectors.TaskVectors("weighted", "ties", 0.3, 0.9, density=0.5, scale=0.8)):  # fmt: skip
+        for dtype in (
+            "bfloat16",
+            "float32",
+        ):  # differences of bfloat16 tie for the last place in TIES, where we keep all
+            math, language, base = small(dtype)
+            out, theirs, file, config = fresh("small-ours"), fresh("small-mergekit"), WORK / "ours.yml", WORK / "m.yml"
+            file.write_text(yaml.safe_dump(plan.to_dict()))
+            density = {"density": plan.density} if plan.method == "ties" else {}
+            config.write_text(yaml.safe_dump({
+                "merge_method": plan.method.replace(" ", "_"), "base_model": str(base), "dtype": "float32",
+                "out_dtype": dtype, "parameters": {"lambda": plan.scale},
+                "models": [{"model": str(folder), "parameters": {"weight": weight} | density}
+                           for folder, weight in ((math, plan.math), (language, plan.language))],
+            }))  # fmt: skip
+            measure.once([*OURS, "--math", math, "--language", language, "--base", base, "--plan", file, "--out", out])
+            measure.once([peers.environment("mergekit") / "mergekit-yaml", config, theirs])
+            print(f"{plan.method} {plan.math} {plan.language} {density}, scale {plan.scale}, {dtype}: "
+                  f"{differences(theirs, out)}")  # fmt: skip
 
 
 def main():

@@ -5,9 +5,8 @@ import json
 import re
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
-
-import yaml
 
 from layerswap import checkpoint, merge, mergekit, plan, vectors
 from layerswap.paths import UserError
@@ -103,15 +102,16 @@ def chosen_plan(options, n_layers):
 
 def show_plan(options):
     made = chosen_plan(options, checkpoint.layer_count(options.model) if options.model else options.layers)
-    if options.format == "json":
-        print(json.dumps(made.to_dict()))
-    elif options.format == "yaml":
-        print(yaml.safe_dump(made.to_dict(), sort_keys=False, allow_unicode=True), end="")
-    elif options.format == "mergekit":
-        data = mergekit.to_mergekit(made, options.math, options.language, "bfloat16")
-        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
-    else:
+    if options.format == "text":
         print(described(made))
+    elif options.format == "json":
+        print(json.dumps(made.to_dict()))
+    else:
+        import yaml  # here, for the speed of the command line
+
+        kit = options.format == "mergekit"
+        data = mergekit.to_mergekit(made, options.math, options.language, "bfloat16") if kit else made.to_dict()
+        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
 
 
 def described(made):
@@ -130,7 +130,7 @@ def do_merge(options):
     with bar(options.math, "merging") as progress:
         manifest = merge.merge(
             options.math, options.language, made, options.out, base=options.base, donor=options.donor,
-            shard_size=options.shard_size, link=options.link, hashing=not options.no_hash, progress=progress.update,
+            shard_size=options.shard_size, link=options.link, hashing=not options.no_hash, progress=progress,
         )  # fmt: skip
     counts = Counter(entry["source"] for entry in manifest["tensors"].values())
     print(described(made))
@@ -139,12 +139,17 @@ def do_merge(options):
     )
 
 
+@contextmanager
 def bar(folder, what):
-    """A progress bar over a checkpoint's bytes, drawn only on a terminal."""
-    from tqdm import tqdm
+    """A function that is told bytes done: it draws a bar over a checkpoint's bytes, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda n_bytes: None
+        return
+    from tqdm import tqdm  # here, for the speed of the command line
 
     total = sum(tensor.end - tensor.start for tensor in checkpoint.read_header(folder).values())
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False) as drawn:
+        yield drawn.update
 
 
 def inspect(options):
@@ -171,7 +176,7 @@ def inspect(options):
 
 def verify(options):
     with bar(options.folder, "verifying") as progress:
-        count = merge.verify(options.folder, progress.update)
+        count = merge.verify(options.folder, progress)
     print(f"{options.folder}: {count} tensors and all files are as {merge.MANIFEST} says")
 
 

@@ -12,10 +12,9 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 
-from layerswap import checkpoint, paths
+from layerswap import __version__, checkpoint, paths
 from layerswap.checkpoint import BYTES, PIECE, Tensor
 from layerswap.paths import UserError
 
@@ -23,6 +22,7 @@ MIXED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16
 DONATED = ("config.json", "generation_config.json", "tokenizer*", "*token*.json", "chat_template*")
 DONATED += checkpoint.VOCABULARIES
 MANIFEST = "layerswap.json"
+FLUSH = 64 << 20  # bytes
 LACKING = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}  # "use another way"
 
 
@@ -70,34 +70,45 @@ def merge(math, language, plan, out, *, base=None, donor="math", shard_size=5 <<
     folders = {role: Path(folder) for role, folder in zip(plan.roles, (math, language, base), strict=False)}
     headers = check(folders, plan, out, donor, shard_size)
     shards = layout(headers, plan, shard_size, link)
-    need = sum(shard.size for shard in shards if not shard.twin)
-    paths.check_space(out, need)
+    paths.check_space(out, sum(shard.size for shard in shards if not shard.twin))
     manifest = {
-        "layerswap": version("layerswap"), "plan": plan.to_dict(), "donor": donor,
+        "layerswap": __version__, "plan": plan.to_dict(), "donor": donor,
         "experts": {role: {"folder": folder.resolve().name, "config": paths.file_digest(folder / "config.json")}
                     for role, folder in folders.items()},
-        "tensors": {},
     }  # fmt: skip
     with paths.atomic_folder(out) as folder:
-        for shard in shards:
-            if not shard.twin or not hard_link(shard.twin, folder / shard.file):
-                prepare(folder / shard.file, shard)
-        jobs = [(run, folder / shard.file if (folder / shard.file).stat().st_nlink == 1 else None)
-                for shard in shards for run in runs(shard, hashing)]  # fmt: skip
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            try:
-                for entries, n_bytes in pool.map(lambda job: fill(*job, plan, hashing), jobs):
-                    manifest["tensors"] |= entries
-                    progress(n_bytes)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        manifest["tensors"] = {part.name: manifest["tensors"][part.name] for shard in shards for part in shard.parts}
+        manifest["tensors"] = write(folder, shards, plan, hashing, progress)
         if hashing:
-            hashes = {name: entry["sha256"] for name, entry in manifest["tensors"].items()}
+            hashes = {name: each["sha256"] for name, each in manifest["tensors"].items()}
             manifest["digest"] = checkpoint.content_digest(headers["math"], hashes)
         finish(folder, folders[donor], shards, manifest)
     return manifest
+
+
+def write(folder, shards, plan, hashing, progress):
+    """Write the shards' files; returns the manifest's entries, in the order of the tensors."""
+    jobs = []  # a run of tensors, and the file it goes to; none where that is a link already
+    for shard in shards:
+        path = folder / shard.file
+        linked = shard.twin and hard_link(shard.twin, path)
+        if not linked:
+            prepare(path, shard)
+        jobs += [(run, None if linked else path) for run in runs(shard, hashing)]
+    tensors, unflushed = {}, 0
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        try:
+            filled = pool.map(lambda job: fill(*job, plan, hashing), jobs)
+            for (_, path), (entries, n_bytes) in zip(jobs, filled, strict=True):
+                tensors |= entries
+                progress(n_bytes)
+                unflushed += n_bytes
+                if path and unflushed >= FLUSH:  # while the others go on, so that little is left for the last fsync
+                    paths.sync(path)
+                    unflushed = 0
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return tensors
 
 
 def check(folders, plan, out, donor, shard_size):
@@ -197,7 +208,7 @@ def runs(shard, hashing):
     """The shard's tensors as lists that one call can do: neighbours in source and shard, where bytes just move."""
     found = []
     for part in shard.parts:
-        if found and not hashing and follows(found[-1][-1], part):
+        if found and not hashing and follows(found[-1][-1], part) and sum(map(size, found[-1])) < FLUSH:
             found[-1].append(part)
         else:
             found.append([part])

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
 
-import yaml
-
 from layerswap.paths import UserError
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -88,6 +86,8 @@ class Plan:
 
 def read_yaml(path):
     """The mapping in a YAML or JSON file. UserError if there is no such file or it holds anything else."""
+    import yaml  # here, for the speed of the command line
+
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
