@@ -206,8 +206,9 @@ def fresh(name):
 
 def small(dtype):
     """Math expert, language expert and base of 0.9 M parameters."""
-    return [random_checkpoint(WORK / f"small-{who}-{dtype}", seed, layers=4, hidden=128, vocab=256,
-                              dtype=getattr(torch, dtype)) for seed, who in enumerate(("math", "language", "base"))]  # fmt: skip
+    shape = {"layers": 4, "hidden": 128, "vocab": 256, "dtype": getattr(torch, dtype)}
+    roles = enumerate(("math", "language", "base"))
+    return [random_checkpoint(WORK / f"small-{role}-{dtype}", seed, **shape) for seed, role in roles]
 
 
 def agreement():

@@ -71,7 +71,7 @@ def test_a_swap_off_by_one_layer_is_caught(experts, tmp_path, shift):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("weight", [0.5, 0.25, 0.3, 1 / 3, 0.9])
-def test_mixed_tensors_are_the_float64_mean_within_one_rounding(tmp_path, dtype, weight):
+def test_mixed_tensors_are_the_float64_mean_rounded_once(tmp_path, dtype, weight):
     generator = torch.Generator().manual_seed(3)
     a, b = (torch.randn(700_000, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
     for name, tensor in (("math", a), ("language", b)):  # large enough for several pieces
@@ -81,11 +81,7 @@ def test_mixed_tensors_are_the_float64_mean_within_one_rounding(tmp_path, dtype,
     merged = b"".join(bytes(made) for _, made in merge.blend(pair, uniform(1, weight, "x"), weight))
     got = torch.frombuffer(bytearray(merged), dtype=dtype).double()
     expected = (1 - weight) * a.double() + weight * b.double()
-    inside = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    bound = torch.finfo(dtype).eps * expected.abs() + 2 * inside * torch.maximum(a.abs(), b.abs()).double()
-    assert got.shape == expected.shape and ((got - expected).abs() <= bound + torch.finfo(dtype).tiny * 1e-3).all()
-    if weight == 0.5 and dtype in (torch.bfloat16, torch.float16):
-        assert torch.equal(got, expected.to(dtype).double())  # the mean of two is exact inside: rounded once
+    assert torch.equal(got, expected.to(dtype).double())
 
 
 @settings(max_examples=20, deadline=None)
