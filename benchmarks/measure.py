@@ -2,25 +2,23 @@
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
+import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
-
-import pandas as pd
 
 
 def once(command):
-    """(wall seconds, CPU seconds, peak RSS in MB) of a command. RuntimeError, with what it said, if it fails."""
-    started = time.perf_counter()
-    with subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        said = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{command} ended with {process.returncode}: {said.decode()[-2000:]}")
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+    """(wall seconds, CPU seconds, peak RSS in MB) of a command. RuntimeError, with what it said, if it fails.
+
+    A small process starts and times it: a child of this one would count this one's memory as its own.
+    """
+    done = subprocess.run([sys.executable, "-S", __file__, *map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    return [float(number) for number in done.stdout.splitlines()[-1].split()]
 
 
 def interleaved(cases, runs, before):
@@ -33,6 +31,8 @@ def interleaved(cases, runs, before):
         for name, command in cases.items():
             before(name)
             found[name].append(once(command))
+    import pandas as pd
+
     rows = []
     for name, results in found.items():
         wall, cpu, rss = zip(*results, strict=True)
@@ -62,6 +62,16 @@ def warm(folder):
 
 def machine():
     """One line that says what was measured on."""
+    from importlib.metadata import version
+
     with open("/proc/cpuinfo") as file:
         name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     return f"{os.cpu_count()} cores of {name}, Python {platform.python_version()}, torch {version('torch')}"
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    code = subprocess.run(sys.argv[1:]).returncode
+    wall, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"\n{wall} {usage.ru_utime + usage.ru_stime} {usage.ru_maxrss / 1000}")
+    sys.exit(code)

@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerswap import checkpoint, merge, mergekit, plan, vectors
+from layerswap import checkpoint, merge, mergekit, plan, provenance, vectors
 from layerswap.paths import UserError
 
 WIDTHS = ("bottom", "top", "transition_bottom", "transition_top")
@@ -147,7 +147,7 @@ def bar(folder, what):
         return
     from tqdm import tqdm  # here, for the speed of the command line
 
-    total = sum(tensor.end - tensor.start for tensor in checkpoint.read_header(folder).values())
+    total = sum(tensor.n_bytes for tensor in checkpoint.read_header(folder).values())
     with tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False) as drawn:
         yield drawn.update
 
@@ -159,7 +159,7 @@ def inspect(options):
     files = {tensor.file for tensor in header.values()}
     dtypes = Counter()
     for tensor in header.values():
-        dtypes[tensor.dtype] += (tensor.end - tensor.start) // checkpoint.BYTES[tensor.dtype]
+        dtypes[tensor.dtype] += tensor.n_bytes // checkpoint.BYTES[tensor.dtype]
     numbers = ", ".join(f"{count / 1e6:,.1f} M {dtype}" for dtype, count in dtypes.most_common())
     print(f"{', '.join(config.get('architectures') or ['unknown architecture'])}: {layers} layers, {numbers},"
           f" {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB in {len(files)} file(s)")  # fmt: skip
@@ -170,14 +170,14 @@ def inspect(options):
         within[(plan.LAYER.sub(".layers.*.", name).lstrip("."), tensor.dtype, tensor.shape, layer is None)] += 1
     for (name, dtype, shape, outside), count in within.items():
         print(f"  {'outside' if outside else f'{count} layers':10} {dtype:5} {str(list(shape)):16} {name}")
-    if (folder / merge.MANIFEST).is_file():
-        print(f"merged by layerswap: {json.dumps(checkpoint.read_json(folder / merge.MANIFEST).get('plan'))}")
+    if (folder / provenance.MANIFEST).is_file():
+        print(f"merged by layerswap: {json.dumps(checkpoint.read_json(folder / provenance.MANIFEST).get('plan'))}")
 
 
 def verify(options):
     with bar(options.folder, "verifying") as progress:
-        count = merge.verify(options.folder, progress)
-    print(f"{options.folder}: {count} tensors and all files are as {merge.MANIFEST} says")
+        count = provenance.verify(options.folder, progress)
+    print(f"{options.folder}: {count} tensors and all files are as {provenance.MANIFEST} says")
 
 
 COMMANDS = {"plan": show_plan, "merge": do_merge, "inspect": inspect, "verify": verify}

@@ -28,6 +28,10 @@ class Tensor:
     start: int
     end: int
 
+    @property
+    def n_bytes(self):
+        return self.end - self.start
+
 
 def read_json(path):
     """The JSON object in a file. UserError if there is no such file or it holds anything else."""

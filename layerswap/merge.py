@@ -1,29 +1,26 @@
-"""The merge on disk: two expert folders and a plan become a new checkpoint folder with its provenance.
+"""The merge on disk: expert folders and a plan become a new checkpoint folder with its provenance.
 
-Where the plan's weight is 0 or 1 bytes are copied; elsewhere the mean is taken in float64 and rounded once to the
-checkpoint's dtype. (Float32 is not enough: a weight like 0.9 is no float32, and of the means of two bfloat16 numbers
-one in a hundred lies so near the middle of two others that it then goes the wrong way.) All is planned from headers
-before a byte is written, and done piece by piece: memory does not grow with the model. torch is imported only to mix.
+All is planned from headers before a byte is written. Where the plan's weight is 0 or 1 bytes are copied, elsewhere
+``blend`` calculates them, piece by piece: memory does not grow with the model.
 """
 
 import errno
 import json
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 
-from layerswap import __version__, checkpoint, paths
+from layerswap import __version__, checkpoint, paths, provenance
+from layerswap.blend import MIXED, blend
 from layerswap.checkpoint import BYTES, PIECE, Tensor
 from layerswap.paths import UserError
 
-MIXED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
-DONATED = ("config.json", "generation_config.json", "tokenizer*", "*token*.json", "chat_template*")
-DONATED += checkpoint.VOCABULARIES
-MANIFEST = "layerswap.json"
-FLUSH = 32 << 20  # bytes
+RUN = 64 << 20  # bytes after which a run of tensors ends: a step of the progress bar
+FLUSH = 8 << 20  # bytes between two requests to begin writing them to the disk
+ONE_AT_A_TIME = Lock()  # copies within the system: two at once only wait for the disk and for each other
 LACKING = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}  # "use another way"
 
 
@@ -39,6 +36,10 @@ class Part:
     @property
     def is_copy(self):
         return len(self.sources) == 1
+
+    @property
+    def size(self):  # bytes
+        return next(iter(self.sources.values())).n_bytes
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def merge(math, language, plan, out, *, base=None, donor="math", shard_size=5 <<
         if hashing:
             hashes = {name: each["sha256"] for name, each in manifest["tensors"].items()}
             manifest["digest"] = checkpoint.content_digest(headers["math"], hashes)
-        finish(folder, folders[donor], shards, manifest)
+        provenance.finish(folder, folders[donor], shards, manifest)
     return manifest
 
 
@@ -95,17 +96,12 @@ def write(folder, shards, plan, hashing, progress):
         if not linked:
             prepare(path, shard)
         jobs += [(run, None if linked else path) for run in runs(shard, hashing)]
-    tensors, unflushed = {}, 0
+    tensors = {}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         try:
-            filled = pool.map(lambda job: fill(*job, plan, hashing), jobs)
-            for (_, path), (entries, n_bytes) in zip(jobs, filled, strict=True):
+            for entries, n_bytes in pool.map(lambda job: fill(*job, plan, hashing), jobs):
                 tensors |= entries
                 progress(n_bytes)
-                unflushed += n_bytes
-                if path and unflushed >= FLUSH:  # while the others go on, so that little is left for the last fsync
-                    paths.sync(path)
-                    unflushed = 0
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -147,7 +143,7 @@ def layout(headers, plan, shard_size, link):
     order = sorted(headers["math"].items(), key=lambda i: (i[1].file, -BYTES[i[1].dtype], i[1].start))
     groups, sizes = [], []
     for name, tensor in order:
-        n_bytes = tensor.end - tensor.start
+        n_bytes = tensor.n_bytes
         fits = groups and sizes[-1] + n_bytes <= shard_size
         if link:
             fits = groups and headers["math"][groups[-1][0]].file == tensor.file
@@ -164,7 +160,7 @@ def layout(headers, plan, shard_size, link):
         entries, position = {"__metadata__": {"format": "pt"}}, 0
         for name in group:
             tensor, start = headers["math"][name], position
-            position += tensor.end - tensor.start
+            position += tensor.n_bytes
             entries[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, position]}
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -209,7 +205,7 @@ def runs(shard, hashing):
     """The shard's tensors as lists that one call can do: neighbours in source and shard, where bytes just move."""
     found = []
     for part in shard.parts:
-        if found and not hashing and follows(found[-1][-1], part) and sum(map(size, found[-1])) < FLUSH:
+        if found and not hashing and follows(found[-1][-1], part) and sum(part.size for part in found[-1]) < RUN:
             found[-1].append(part)
         else:
             found.append([part])
@@ -226,7 +222,7 @@ def follows(before, part):
 
 def fill(run, path, plan, hashing):
     """Write a run of parts into their file (None: they are in it already); returns (manifest entries, bytes done)."""
-    first, n_bytes, entries = run[0], sum(size(part) for part in run), {part.name: entry(part) for part in run}
+    first, n_bytes, entries = run[0], sum(part.size for part in run), {part.name: entry(part) for part in run}
     if first.is_copy and not hashing:
         (source,) = first.sources.values()
         if path:
@@ -242,6 +238,7 @@ def fill(run, path, plan, hashing):
                     sha.update(piece)
                 if not first.is_copy:
                     made_sha.update(made)
+        paths.begin_writing(file.fileno(), first.start, n_bytes)
     if hashing:
         shas = {role: sha.hexdigest() for role, sha in shas.items()}
         own = [*shas.values()][0] if first.is_copy else made_sha.hexdigest()
@@ -249,37 +246,9 @@ def fill(run, path, plan, hashing):
     return entries, n_bytes
 
 
-def size(part):
-    """Bytes of a part."""
-    return next(iter(part.sources.values())).end - next(iter(part.sources.values())).start
-
-
 def entry(part):
     """What the manifest says of a tensor, but for its sha256."""
     return {"source": "+".join(part.sources), "weight": part.weight}
-
-
-def blend(sources, plan, weight):
-    """A merged tensor piece by piece: (a list of the sources' bytes, the merged bytes); use one before the next.
-
-    sources: role -> Tensor, all of one dtype and shape. weight: as in ``Plan.weight``; None gives the whole tensors to
-    ``plan.combine``.
-    """
-    if len(sources) == 1:
-        (source,) = sources.values()
-        yield from (([piece], piece) for piece in checkpoint.read_pieces(source))
-        return
-    import torch
-
-    dtype = getattr(torch, MIXED[sources["math"].dtype])
-    if weight is None:
-        whole = [b"".join(map(bytes, checkpoint.read_pieces(source))) for source in sources.values()]
-        tensors = {r: torch.frombuffer(bytearray(b), dtype=dtype) for r, b in zip(sources, whole, strict=True)}
-        yield whole, plan.combine(**tensors).view(torch.uint8).numpy()
-        return
-    for pieces in zip(*map(checkpoint.read_pieces, sources.values()), strict=True):
-        ours, theirs = (torch.frombuffer(piece, dtype=dtype).to(torch.float64, copy=True) for piece in pieces)
-        yield pieces, ours.mul_(1 - weight).add_(theirs.mul_(weight)).to(dtype).view(torch.uint8).numpy()
 
 
 def copy_range(source, start, target, offset, n_bytes):
@@ -289,7 +258,8 @@ def copy_range(source, start, target, offset, n_bytes):
         ways, done = [copy_in_kernel, send, read_and_write], 0
         while done < n_bytes:
             try:
-                moved = ways[0](*ends, start + done, offset + done, n_bytes - done)
+                with ONE_AT_A_TIME:
+                    moved = ways[0](*ends, start + done, offset + done, min(FLUSH, n_bytes - done))
             except OSError as error:
                 if error.errno not in LACKING or len(ways) == 1:
                     raise
@@ -297,6 +267,7 @@ def copy_range(source, start, target, offset, n_bytes):
                 continue
             if not moved:
                 raise UserError(f"{source}: ended at byte {start + done}, expected {start + n_bytes}")
+            paths.begin_writing(ends[1], offset + done, moved)
             done += moved
 
 
@@ -311,78 +282,3 @@ def send(source, target, start, offset, n_bytes):
 
 def read_and_write(source, target, start, offset, n_bytes):
     return os.pwrite(target, os.pread(source, min(n_bytes, PIECE), start), offset)
-
-
-def finish(folder, donor, shards, manifest):
-    """Write what stands beside the weights: index, the donor's files, model card, manifest."""
-    if len(shards) > 1:
-        weight_map = {part.name: shard.file for shard in shards for part in shard.parts}
-        total = sum(size(part) for shard in shards for part in shard.parts)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    for donated in {file for pattern in DONATED for file in donor.glob(pattern) if file.is_file()}:
-        shutil.copyfile(donated, folder / donated.name)
-    (folder / "README.md").write_text(card(manifest), encoding="utf-8")
-    weights = {shard.file for shard in shards}
-    manifest["files"] = {path.name: None if path.name in weights else paths.file_digest(path)
-                         for path in sorted(folder.iterdir())}  # fmt: skip
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def card(manifest):
-    """The model card: what was merged, how, and how to check it."""
-    plan, experts = manifest["plan"], manifest["experts"]
-    models = "\n".join(f"| {role} | {each['folder']} |" for role, each in experts.items())
-    return f"""---
-library_name: transformers
-tags: [merge, layer-swapping]
----
-# {plan["name"]}
-
-A merge without training of the experts below, made by layerswap {manifest["layerswap"]}. Layer swapping is the method
-of Bandarkar et al., [arXiv 2410.01335](https://arxiv.org/abs/2410.01335). Config and tokenizer are those of the
-{manifest["donor"]} expert.
-
-| model | folder |
-| --- | --- |
-{models}
-
-The plan (for a list of layers: the language expert's weight in each, from the bottom up):
-
-```json
-{json.dumps(plan)}
-```
-
-`{MANIFEST}` says where each tensor came from; `python -m layerswap verify` checks the folder against it.
-"""
-
-
-def verify(folder, progress=lambda n_bytes: None):
-    """Check a merged folder against its manifest; returns the number of tensors. UserError names the first difference.
-
-    Compared: the files, the sha256 of each that is not weights, each tensor's name and sha256, and the weights' digest
-    (dtypes and shapes). UserError also for a folder that was merged without sha256s.
-    """
-    folder = Path(folder)
-    manifest = checkpoint.read_json(folder / MANIFEST)
-    try:
-        files, tensors, expected = manifest["files"], manifest["tensors"], manifest["digest"]
-        said = {name: each["sha256"] for name, each in tensors.items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST}: has no {error}, so there is nothing to check against") from None
-    found = {path.name for path in folder.iterdir()} - {MANIFEST}
-    for name in sorted(found ^ files.keys()):
-        raise UserError(f"{folder / name}: {'is not in the manifest' if name in found else 'no such file'}")
-    for name, sha in files.items():
-        if sha and paths.file_digest(folder / name) != sha:
-            raise UserError(f"{folder / name}: sha256 is {paths.file_digest(folder / name)}, expected {sha}")
-    header = checkpoint.read_header(folder)
-    if differing := header.keys() ^ said.keys():
-        raise UserError(f"{folder}: tensor {min(differing)} is in only one of weights and manifest")
-    for name, tensor in header.items():
-        if (sha := checkpoint.tensor_digest(tensor)) != said[name]:
-            raise UserError(f"{tensor.file}: tensor {name} has sha256 {sha}, expected {said[name]}")
-        progress(tensor.end - tensor.start)
-    if checkpoint.content_digest(header, said) != expected:
-        raise UserError(f"{folder}: dtypes or shapes are not those of the manifest")
-    return len(header)

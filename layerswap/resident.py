@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from layerswap import checkpoint, merge, paths
+from layerswap import checkpoint, paths
+from layerswap.blend import MIXED, blend
 from layerswap.paths import UserError
 from layerswap.plan import layer_index
 
@@ -102,8 +103,8 @@ class Resident:
         """The mixed parameter of a tensor, from the files as in ``merge.merge``; the last is kept."""
         if self.mixed.get(name, (None,))[0] != what:
             sources = {role: self.headers[role][name] for role in plan.roles}
-            made = b"".join(bytes(made) for _, made in merge.blend(sources, plan, plan.weight(name)))
-            values = torch.frombuffer(bytearray(made), dtype=getattr(torch, merge.MIXED[sources["math"].dtype]))
+            made = b"".join(bytes(made) for _, made in blend(sources, plan, plan.weight(name)))
+            values = torch.frombuffer(bytearray(made), dtype=getattr(torch, MIXED[sources["math"].dtype]))
             values = values.view(sources["math"].shape).to(self.device, self.dtype)
             self.mixed[name] = what, torch.nn.Parameter(values, requires_grad=False)
         return self.mixed[name][1]

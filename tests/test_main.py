@@ -164,12 +164,11 @@ def test_a_closed_folder_is_one_line(capsys, experts, tmp_path):
     assert not list(closed.iterdir())
 
 
-def test_a_merge_without_mixing_does_not_load_torch(experts, tmp_path):
+def test_a_swap_does_not_load_torch(experts, tmp_path):
     code = (
         "import sys; from layerswap.__main__ import main\n"
-        "code = main(sys.argv[1:]); assert not {'torch', 'transformers', 'numpy'} & set(sys.modules); sys.exit(code)"
+        "code = main(sys.argv[1:]); assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
-    merging = ["merge", "--math", experts[0], "--language", experts[1], "--out", tmp_path / "out", "--outside", 0]
-    merging += ["--transition-bottom", 0, "--transition-top", 0]
+    merging = ["merge", "--math", experts[0], "--language", experts[1], "--out", tmp_path / "out"]
     for arguments in (merging, ["plan", "--layers", 8], ["inspect", experts[0]], ["verify", tmp_path / "out"]):
         subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True)

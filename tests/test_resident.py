@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from layerswap import merge
+from layerswap import resident as resident_module
 from layerswap.paths import UserError
 from layerswap.plan import Plan, layer_swap, uniform
 from layerswap.resident import Resident
@@ -136,8 +137,8 @@ def test_aliases_and_ties(experts):
 
 
 def test_mixed_tensors_are_computed_once(experts, monkeypatch):
-    calls, blend = [], merge.blend
-    monkeypatch.setattr(merge, "blend", lambda *a: calls.append(a) or blend(*a))
+    calls, blend = [], resident_module.blend
+    monkeypatch.setattr(resident_module, "blend", lambda *a: calls.append(a) or blend(*a))
     resident, per_layer = Resident(*experts), 9
     for plan, layers in ((PLANS[0], 0), (PLANS[1], 2), (PLANS[0], 0), (PLANS[1], 0)):
         before = len(calls)

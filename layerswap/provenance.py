@@ -1,0 +1,87 @@
+"""What a merged folder says of itself: the files beside the weights, the model card, the manifest, and its check."""
+
+import json
+import shutil
+from pathlib import Path
+
+from layerswap import checkpoint, paths
+from layerswap.paths import UserError
+
+DONATED = ("config.json", "generation_config.json", "tokenizer*", "*token*.json", "chat_template*")
+DONATED += checkpoint.VOCABULARIES
+MANIFEST = "layerswap.json"
+
+
+def finish(folder, donor, shards, manifest):
+    """Write what stands beside the weights: index, the donor's files, model card, manifest."""
+    if len(shards) > 1:
+        weight_map = {part.name: shard.file for shard in shards for part in shard.parts}
+        total = sum(part.size for shard in shards for part in shard.parts)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    for donated in {file for pattern in DONATED for file in donor.glob(pattern) if file.is_file()}:
+        shutil.copyfile(donated, folder / donated.name)
+    (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+    weights = {shard.file for shard in shards}
+    manifest["files"] = {path.name: None if path.name in weights else paths.file_digest(path)
+                         for path in sorted(folder.iterdir())}  # fmt: skip
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def card(manifest):
+    """The model card: what was merged, how, and how to check it."""
+    plan, experts = manifest["plan"], manifest["experts"]
+    models = "\n".join(f"| {role} | {each['folder']} |" for role, each in experts.items())
+    return f"""---
+library_name: transformers
+tags: [merge, layer-swapping]
+---
+# {plan["name"]}
+
+A merge without training of the experts below, made by layerswap {manifest["layerswap"]}. Layer swapping is the method
+of Bandarkar et al., [arXiv 2410.01335](https://arxiv.org/abs/2410.01335). Config and tokenizer are those of the
+{manifest["donor"]} expert.
+
+| model | folder |
+| --- | --- |
+{models}
+
+The plan (for a list of layers: the language expert's weight in each, from the bottom up):
+
+```json
+{json.dumps(plan)}
+```
+
+`{MANIFEST}` says where each tensor came from; `python -m layerswap verify` checks the folder against it.
+"""
+
+
+def verify(folder, progress=lambda n_bytes: None):
+    """Check a merged folder against its manifest; returns the number of tensors. UserError names the first difference.
+
+    Compared: the files, the sha256 of each that is not weights, each tensor's name and sha256, and the weights' digest
+    (dtypes and shapes). UserError also for a folder that was merged without sha256s.
+    """
+    folder = Path(folder)
+    manifest = checkpoint.read_json(folder / MANIFEST)
+    try:
+        files, tensors, expected = manifest["files"], manifest["tensors"], manifest["digest"]
+        said = {name: each["sha256"] for name, each in tensors.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / MANIFEST}: has no {error}, so there is nothing to check against") from None
+    found = {path.name for path in folder.iterdir()} - {MANIFEST}
+    for name in sorted(found ^ files.keys()):
+        raise UserError(f"{folder / name}: {'is not in the manifest' if name in found else 'no such file'}")
+    for name, sha in files.items():
+        if sha and paths.file_digest(folder / name) != sha:
+            raise UserError(f"{folder / name}: sha256 is {paths.file_digest(folder / name)}, expected {sha}")
+    header = checkpoint.read_header(folder)
+    if differing := header.keys() ^ said.keys():
+        raise UserError(f"{folder}: tensor {min(differing)} is in only one of weights and manifest")
+    for name, tensor in header.items():
+        if (sha := checkpoint.tensor_digest(tensor)) != said[name]:
+            raise UserError(f"{tensor.file}: tensor {name} has sha256 {sha}, expected {said[name]}")
+        progress(tensor.n_bytes)
+    if checkpoint.content_digest(header, said) != expected:
+        raise UserError(f"{folder}: dtypes or shapes are not those of the manifest")
+    return len(header)
