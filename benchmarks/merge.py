@@ -162,9 +162,7 @@ def timed(layers, shard, runs):
         for ours in ("ours", "ours without sha256", "ours linked"):
             print(f"mergekit passthrough / {ours}: {wall['mergekit passthrough'] / wall[ours]:.1f}")
         for ours in ("ours 2+2", "ours 2+2 without sha256"):
-            beyond = (wall[ours] - wall["import torch"]) / wall["cp"]
-            print(f"mergekit linear / {ours}: {wall['mergekit linear 2+2'] / wall[ours]:.1f}; "
-                  f"beyond the import of torch: {beyond:.2f} x cp")  # fmt: skip
+            print(f"mergekit linear / {ours}: {wall['mergekit linear 2+2'] / wall[ours]:.1f}")
     for case, plan in (("ours", hard), ("ours without sha256", hard), ("ours linked", hard),
                        ("ours 2+2", zone), ("ours 2+2 without sha256", zone)):  # fmt: skip
         share = compare(out[case], math, language, plan)
