@@ -64,7 +64,9 @@ def evaluate(conditions, tokenizer, problems, shots, store, *, style, max_new_to
         for start in range(0, len(missing), CHUNK):
             chunk, model = missing[start : start + CHUNK], load()
             texts = [prompts[i] for i in chunk]
-            answers = generate(model, tokenizer, texts, max_new_tokens, stop)
+            answers = generate(
+                model, tokenizer, texts, max_new_tokens, stop, told=lambda i, answer, bar=bar: bar.update()
+            )
             losses = nll(model, tokenizer, texts, [golds[i] for i in chunk])
             rows = [
                 {"key": keys[i], **vars(answer), "answer_nll": loss, "answer_tokens": n}
@@ -72,7 +74,6 @@ def evaluate(conditions, tokenizer, problems, shots, store, *, style, max_new_to
             ]
             append(store, rows)
             known |= {row["key"]: row for row in rows}
-            bar.update(len(chunk))
         bar.close()
         frame += [score(label, problem, known[key]) for key, problem in zip(keys, problems, strict=True)]
     return pd.DataFrame(frame, columns=COLUMNS)

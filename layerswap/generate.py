@@ -1,17 +1,21 @@
 """The eval kernel: greedy answers and answer losses of many prompts at once, on any transformers decoder.
 
-Prompts are sorted by length and batched by a token budget; finished rows leave their batch, so a long answer costs
-nothing to the others. The tokens are those of ``model.generate`` (greedy, one prompt at a time).
+What all prompts begin with runs through the model once. The rest is sorted by length and batched by a token budget;
+finished rows leave their batch, so a long answer costs nothing to the others. The tokens are those of
+``model.generate`` (greedy, one prompt at a time).
 """
 
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from layerswap.paths import UserError
+from layerswap.prefix import BLANK, SharedCache, forward, run_prefix, shared_attention
 
+SHORTEST = 16  # tokens from which on a shared prefix is worth its own pass
+PREFILL = 2048  # tokens of prompts that run through the model at once
 LOGITS = 1 << 28  # logits held at once by ``nll`` (1 GiB in float32)
 
 
@@ -36,6 +40,12 @@ def encode(tokenizer, texts, model, room):
     return encoded
 
 
+def shared_length(encoded):
+    """How many first tokens all prompts share, short of the last one of each; 0 if too few to be worth it."""
+    shared = len(commonprefix([ids[:-1] for ids in encoded])) if len(encoded) > 1 else 0
+    return shared if shared >= SHORTEST else 0
+
+
 def batches(lengths, budget):
     """Indices grouped by similar length, longest first, so that rows x longest stays within ``budget`` tokens."""
     order, group = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)), []
@@ -48,68 +58,95 @@ def batches(lengths, budget):
         yield group
 
 
-def pad(rows, device, value, left=True):
-    """(ids, mask), both int64 [rows, longest], padded on the left or right."""
+def pad(rows, start, device):
+    """(ids, positions), int64 [rows, longest], blanks on the left; each row's first token is at position ``start``."""
     longest = max(map(len, rows))
-    blank = [[value] * (longest - len(row)) for row in rows]
-    ids = [b + r if left else r + b for b, r in zip(blank, rows, strict=True)]
-    mask = [
-        [0] * len(b) + [1] * len(r) if left else [1] * len(r) + [0] * len(b) for b, r in zip(blank, rows, strict=True)
-    ]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    ids = [[0] * (longest - len(row)) + row for row in rows]
+    places = [[BLANK] * (longest - len(row)) + list(range(start, start + len(row))) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(places, device=device)
 
 
 @torch.inference_mode()
-def generate(model, tokenizer, prompts, max_new_tokens, stop=(), batch_tokens=16384):
+def generate(model, tokenizer, prompts, max_new_tokens, stop=(), batch_tokens=16384, told=None):
     """Greedy answers, one ``Generation`` a prompt, in the order of ``prompts``.
 
-    max_new_tokens: at most so many a prompt. stop: strings that end an answer. batch_tokens: prompt and answer tokens
-    of a batch. UserError for a prompt that does not fit the model's context, and for no tokens.
+    max_new_tokens: at most so many a prompt. stop: strings that end an answer. batch_tokens: tokens of a batch beside
+    the shared prefix, answers included; halved where the GPU's memory does not suffice. told: called with (index,
+    Generation) as each answer ends. UserError for a prompt that does not fit the model's context, and for no tokens.
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
     encoded = encode(tokenizer, prompts, model, max_new_tokens)
-    answers = [None] * len(prompts)
-    for group in batches([len(ids) + max_new_tokens for ids in encoded], batch_tokens):
-        for i, tokens, reason in decode(model, tokenizer, [encoded[i] for i in group], max_new_tokens, stop):
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
-            if reason == "stop string":
-                text = text[: min(at for at in map(text.find, stop) if at >= 0)]
-            answers[group[i]] = Generation(text, len(tokens), reason)
+    shared, answers = shared_length(encoded), [None] * len(prompts)
+    prefix = run_prefix(model, encoded[0][:shared] if encoded else [])
+    groups = list(batches([len(ids) - shared + max_new_tokens for ids in encoded], batch_tokens))
+    with shared_attention(model):
+        while groups:
+            group = [i for i in groups.pop(0) if answers[i] is None]
+            try:
+                rows = [encoded[i][shared:] for i in group]
+                for row, tokens, reason in decode(model, tokenizer, prefix, rows, max_new_tokens, stop):
+                    text = tokenizer.decode(tokens, skip_special_tokens=True)
+                    if reason == "stop string":
+                        text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+                    answers[group[row]] = Generation(text, len(tokens), reason)
+                    if told:
+                        told(group[row], answers[group[row]])
+            except torch.cuda.OutOfMemoryError:
+                if len(group) == 1:
+                    raise
+                torch.cuda.empty_cache()
+                groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
     return answers
 
 
-def decode(model, tokenizer, rows, max_new_tokens, stop):
+def decode(model, tokenizer, prefix, rows, max_new_tokens, stop):
     """Yield (row, answer's token ids without the end token, stop reason) as rows of one batch finish."""
-    device, ends = model.device, end_tokens(model, tokenizer)
-    ids, mask = pad(rows, device, tokenizer.pad_token_id or 0)  # [rows, longest] each
-    places = (mask.cumsum(1) - 1).clamp(min=0)  # [rows, longest] positions, counted from each prompt's first token
-    cache, live, told = DynamicCache(config=model.config), list(range(len(rows))), [[] for _ in rows]
+    ends, (cache, last) = end_tokens(model, tokenizer), prefill(model, prefix, rows)
+    places = torch.tensor([[cache.shared + len(row) - 1] for row in rows], device=model.device)  # [rows, 1]
+    tail = max((len(s) for s in stop), default=0) + 8  # tokens in which a stop string that just ended must lie
+    live, answers = list(range(len(rows))), [[] for _ in rows]
+    done = set()
     for step in range(max_new_tokens):
-        out = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, logits_to_keep=1)
-        chosen = out.logits[:, -1].argmax(-1)  # [live rows]
-        keep = []
-        for row, (i, token) in enumerate(zip(live, chosen.tolist(), strict=True)):
-            if token in ends:
-                yield i, told[i], "eos"
+        chosen = last.argmax(-1)  # [live rows]
+        for row, token in zip(live, chosen.tolist(), strict=True):
+            if row in done:
                 continue
-            told[i].append(token)
-            if stop and any(s in tokenizer.decode(told[i], skip_special_tokens=True) for s in stop):
-                yield i, told[i], "stop string"
-            elif step + 1 == max_new_tokens:
-                yield i, told[i], "length"
+            reason = None
+            if token in ends:
+                reason = "eos"
             else:
-                keep.append(row)
-        if not keep:
+                answers[row].append(token)
+                text = tokenizer.decode(answers[row][-tail:], skip_special_tokens=True) if stop else ""
+                if any(s in text for s in stop):
+                    reason = "stop string"
+                elif step + 1 == max_new_tokens:
+                    reason = "length"
+            if reason:
+                done.add(row)
+                yield row, answers[row], reason
+        if len(done) == len(rows):
             return
-        if len(keep) < len(live):
-            index = torch.tensor(keep, device=device)
-            live = [live[row] for row in keep]
-            chosen, mask, places = chosen[index], mask[index], places[index]
-            cache.batch_select_indices(index)
-        ids = chosen[:, None]  # [live rows, 1]
-        mask = F.pad(mask, (0, 1), value=1)
-        places = places[:, -1:] + 1  # [live rows, 1]
+        places = places + 1  # [live rows, 1]
+        if 8 * sum(row in done for row in live) >= len(live):  # to move the others costs more than a few idle rows
+            index = torch.tensor([i for i, row in enumerate(live) if row not in done], device=model.device)
+            live = [row for row in live if row not in done]
+            chosen, places = chosen[index], places[index]
+            cache.keep(index)
+        last = forward(model, cache, chosen[:, None], places)[:, -1]  # [live rows, vocabulary]
+
+
+def prefill(model, prefix, rows):
+    """(cache, logits of the next token [rows, vocabulary]) of rows sorted longest first, after a prefix.
+
+    Rows of like length go together, so that hardly a blank is calculated.
+    """
+    caches, last = [], []
+    for part in batches([len(row) for row in rows], PREFILL):
+        caches.append(SharedCache(model, prefix))
+        ids, places = pad([rows[i] for i in part], caches[-1].shared, model.device)  # [rows of the part, longest]
+        last.append(forward(model, caches[-1], ids, places)[:, -1])
+    return SharedCache.joined(model, caches), torch.cat(last)
 
 
 def end_tokens(model, tokenizer):
@@ -127,16 +164,22 @@ def nll(model, tokenizer, prompts, continuations, batch_tokens=16384):
     """
     heads = encode(tokenizer, prompts, model, 0)
     tails = [tokenizer(text, add_special_tokens=False).input_ids for text in continuations]
-    lengths = [len(h) + len(t) for h, t in zip(heads, tails, strict=True)]
-    if max(lengths, default=0) > model.config.max_position_embeddings:
-        raise UserError(f"a prompt with its continuation has {max(lengths)} tokens, more than the model's context")
-    results, budget = [None] * len(prompts), min(batch_tokens, LOGITS // model.config.vocab_size)
-    for group in batches(lengths, budget):
-        ids, mask = pad([heads[i] + tails[i] for i in group], model.device, tokenizer.pad_token_id or 0, left=False)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # [rows, longest, vocabulary]
-        for row, i in enumerate(group):
-            first, last = len(heads[i]) - 1, len(heads[i]) + len(tails[i]) - 1
-            target = ids[row, first + 1 : last + 1]  # [continuation]
-            loss = F.cross_entropy(logits[row, first:last].float(), target, reduction="sum")
-            results[i] = (loss.item(), len(tails[i]))
+    context = model.config.max_position_embeddings
+    longest = max((len(h) + len(t) for h, t in zip(heads, tails, strict=True)), default=0)
+    if longest > context:
+        raise UserError(f"a prompt with its continuation has {longest} tokens, the model takes {context}")
+    shared, results = shared_length(heads), [None] * len(prompts)
+    prefix = run_prefix(model, heads[0][:shared] if heads else [])
+    lengths = [len(h) + len(t) - shared for h, t in zip(heads, tails, strict=True)]
+    with shared_attention(model):
+        for group in batches(lengths, min(batch_tokens, PREFILL, LOGITS // model.config.vocab_size)):
+            rows = [heads[i][shared:] + tails[i] for i in group]
+            keep = max(len(tails[i]) for i in group) + 1
+            ids, places = pad(rows, shared, model.device)  # [rows, longest]
+            logits = forward(model, SharedCache(model, prefix), ids, places, keep)  # [rows, keep, vocabulary]
+            for row, i in enumerate(group):
+                n = len(tails[i])
+                target = ids[row, ids.shape[1] - n :]  # [continuation]
+                predicted = logits[row, logits.shape[1] - n - 1 : -1].float()  # [continuation, vocabulary]
+                results[i] = (F.cross_entropy(predicted, target, reduction="sum").item(), n)
     return results

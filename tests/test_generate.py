@@ -3,38 +3,67 @@
 import pytest
 import torch
 from conftest import word_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
-from layerswap.generate import generate, nll
+from layerswap import generate as kernel
+from layerswap.generate import generate, nll, shared_length
 from layerswap.paths import UserError
 
 SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
-FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+FAMILIES = {
+    "llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "olmo2": Olmo2Config,
+    # windows so short that they end within the prefix, within the rows, and between
+    "mistral": lambda **fields: MistralConfig(sliding_window=9, **fields),
+    "phi3": lambda **fields: Phi3Config(sliding_window=5, **fields),
+    "gemma2": lambda **fields: Gemma2Config(sliding_window=7, head_dim=8, query_pre_attn_scalar=8, **fields),
+    "gemma3": lambda **fields: Gemma3TextConfig(sliding_window=6, sliding_window_pattern=2, head_dim=8, **fields),
+}  # fmt: skip
 
 
 @pytest.fixture(params=FAMILIES)
 def model_and_tokenizer(request):
     tokenizer = word_tokenizer()
-    config, build = FAMILIES[request.param]
     torch.manual_seed(0)
-    model = build(config(vocab_size=len(tokenizer), max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **SIZES)).eval()  # fmt: skip
+    config = FAMILIES[request.param](
+        vocab_size=len(tokenizer), max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **SIZES,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4.0)  # so that the next token depends on the prompt, and rows end at different steps
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(15.0)  # so that the next token depends on the prompt, and rows end at different steps
     return model, tokenizer
 
 
-def prompts(tokenizer):
+def prompts(tokenizer, shared=0):
+    """Texts of 1 to 17 words, after ``shared`` words that all of them begin with."""
     words = [word for word in sorted(tokenizer.get_vocab()) if word not in tokenizer.all_special_tokens]
-    return [" ".join(words[(i * 7 + j * (i + 1)) % len(words)] for j in range(1 + (i * 5) % 17)) for i in range(24)]
+    head = [words[i * i % len(words)] for i in range(shared)]
+    rows = [[words[(i * 7 + j * (i + 1)) % len(words)] for j in range(1 + (i * 5) % 17)] for i in range(24)]
+    return [" ".join(head + row) for row in rows]
 
 
-@pytest.mark.parametrize("budget", [1, 90, 400, 16384])
-def test_tokens_are_those_of_generate(model_and_tokenizer, budget):
+@pytest.mark.parametrize("shared", [0, 40])
+def test_tokens_are_those_of_generate(model_and_tokenizer, shared):
     model, tokenizer = model_and_tokenizer
-    texts = prompts(tokenizer)
-    answers = generate(model, tokenizer, texts, 12, batch_tokens=budget)
+    texts, told = prompts(tokenizer, shared), {}
+    assert shared_length(tokenizer(texts).input_ids) == shared
+    before = model.config._attn_implementation
+    answers = generate(model, tokenizer, texts, 12, told=told.__setitem__)
+    assert model.config._attn_implementation == before and [told[i] for i in range(24)] == answers
+    for budget in (1, 90, 200, 700):
+        assert generate(model, tokenizer, texts, 12, batch_tokens=budget) == answers
     for text, answer in zip(texts, answers, strict=True):
         ids = tokenizer(text, return_tensors="pt").input_ids
         tokens = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[
@@ -43,6 +72,32 @@ def test_tokens_are_those_of_generate(model_and_tokenizer, budget):
         ended = tokens[-1].item() == tokenizer.eos_token_id
         assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
         assert (answer.stop, answer.n_tokens) == (("eos", len(tokens) - 1) if ended else ("length", 12))
+    assert len({answer.text for answer in answers}) > 6
+
+
+def test_the_prefix_runs_once(model_and_tokenizer, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    seen, embed = [], model.get_input_embeddings()
+    embed.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    texts = prompts(tokenizer, 40)
+    generate(model, tokenizer, texts, 1)
+    own = sum(len(text.split()) - 40 for text in texts)
+    assert seen[0] == 40 and own <= sum(seen[1:]) <= 24 * 17
+
+
+def test_half_a_batch_where_the_memory_does_not_suffice(model_and_tokenizer, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    texts, real, tried = prompts(tokenizer, 20), kernel.decode, []
+
+    def short(model, tokenizer, prefix, rows, *arguments):
+        tried.append(len(rows))
+        if len(rows) > 5:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(model, tokenizer, prefix, rows, *arguments)
+
+    expected = generate(model, tokenizer, texts, 6)
+    monkeypatch.setattr(kernel, "decode", short)
+    assert generate(model, tokenizer, texts, 6) == expected and max(tried) == 24 and sum(n <= 5 for n in tried) > 4
 
 
 def test_a_stop_string_ends_an_answer(model_and_tokenizer):
@@ -56,9 +111,10 @@ def test_a_stop_string_ends_an_answer(model_and_tokenizer):
             assert (answer.text, answer.stop) == (whole.text[:cut], "stop string")
 
 
-def test_nll_is_that_of_a_forward_pass(model_and_tokenizer):
+@pytest.mark.parametrize("shared", [0, 40])
+def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared):
     model, tokenizer = model_and_tokenizer
-    heads, tails = prompts(tokenizer), prompts(tokenizer)[::-1]
+    heads, tails = prompts(tokenizer, shared), prompts(tokenizer)[::-1]
     exact = model.double()
     results = nll(model.float(), tokenizer, heads, tails, batch_tokens=200)
     for head, tail, (loss, n) in zip(heads, tails, results, strict=True):
@@ -73,9 +129,9 @@ def test_nll_is_that_of_a_forward_pass(model_and_tokenizer):
 def test_a_prompt_beyond_the_context_is_named(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
     text = prompts(tokenizer)[3]
-    with pytest.raises(UserError, match="the model takes 64"):
-        generate(model, tokenizer, [text], 64)
-    with pytest.raises(UserError, match="more than the model's context"):
+    with pytest.raises(UserError, match="the model takes 128"):
+        generate(model, tokenizer, [text], 128)
+    with pytest.raises(UserError, match="its continuation has .* tokens, the model takes 128"):
         nll(model, tokenizer, [text], [" ".join([text] * 20)])
 
 
