@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {
     "mergekit": ["mergekit==0.1.5", "torch==2.13.0"],
+    "lm-eval": ["lm_eval[hf]==0.4.13", "torch==2.13.0"],
 }
 
 
