@@ -6,6 +6,7 @@ Telugu and Bengali need their zero-width joiners, Japanese and Chinese their ful
 
 import json
 import re
+import string
 import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
@@ -60,6 +61,14 @@ PHRASES = {
     "th": r"คำตอบ(?:คือ)?",
     "zh": r"答案(?:是)?",
 }
+# lm-eval 0.4.13: what stands before and after the number in its strict filters (its Bengali one is English), and the
+# one flexible filter.
+STRICT = {
+    "bn": ("The answer is ", ""), "de": ("Die Antwort lautet ", ""), "en": ("The answer is ", ""),
+    "es": ("La respuesta es ", ""), "fr": ("La réponse est ", ""), "ja": ("答えは", "です。"), "ru": ("Ответ — ", ""),
+    "sw": ("Jibu ni ", ""), "te": ("సమాధానం ", ""), "th": ("คำตอบคือ ", ""), "zh": ("答案是 ", "。"),
+}  # fmt: skip
+FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 STYLES = ("lab", "native_cot", "direct")
 DECIMAL_COMMA = ("de", "es", "fr", "ru")
 SPACES = " '\u00a0\u2009\u202f"
@@ -224,3 +233,16 @@ def extract(text, language, stop=()):
         if values := list(numbers(line, language)):
             return Extraction(values[-1], "last number")
     return Extraction(None, "none")
+
+
+def lm_eval_scores(text, language, number):
+    """(strict, flexible): whether lm-eval 0.4.13's two filters for native_cot find the number in an answer.
+
+    For comparison with published figures; ``extract`` is what this project counts. Strict takes the first announced
+    number, flexible the last run of digits and marks; both are compared without punctuation, signs included.
+    """
+    before, after = STRICT[language]
+    announced = re.findall(rf"{before}(-?[0-9.,]+){after}", text)[:1]
+    found = FLEXIBLE.findall(text)[-1:]
+    marks = str.maketrans("", "", string.punctuation)
+    return tuple("".join(said).translate(marks) == str(number).translate(marks) for said in (announced, found))

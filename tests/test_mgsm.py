@@ -130,3 +130,25 @@ def test_malformed_files(folder, content, message):
 def test_bad_input(folder, call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "scores"),  # as peers' tables and lm-eval itself say; benchmarks/extraction.py asks it
+    [
+        ("The answer is 18.", "en", (True, True)),
+        ("The answer is 18.0.", "en", (False, False)),
+        ("The answer is 1.8.", "en", (True, True)),
+        ("The answer is -18.", "en", (True, True)),
+        ("The answer is 18 dollars...", "en", (True, False)),
+        ("The answer is 18, as 3 are left.", "en", (True, False)),
+        ("The answer is $18.", "en", (False, True)),
+        ("উত্তর হল 18।", "bn", (False, True)),
+        ("答えは18個です。", "ja", (False, True)),
+        ("答えは18です。", "ja", (True, True)),
+        ("Jibu ni 18.", "sw", (True, True)),
+        ("১৮", "bn", (False, False)),
+        ("", "te", (False, False)),
+    ],
+)
+def test_lm_evals_scores(text, language, scores):
+    assert mgsm.lm_eval_scores(text, language, 18) == scores
