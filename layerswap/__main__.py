@@ -40,7 +40,10 @@ def n_bytes(text):
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B|)", text.strip(), re.IGNORECASE)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size, expected one like 200MB or 5GB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    size = float(found[1]) * UNITS[found[2].upper()]
+    if size >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text[:20]}... is too large")
+    return int(size)
 
 
 def parser():
@@ -85,7 +88,7 @@ def chosen_plan(options, n_layers):
     """The plan of the options. UserError if they contradict each other or give no depth."""
     given = {name: getattr(options, name) for name in (*WIDTHS, "weight", "outside")}
     given = {name: value for name, value in given.items() if value is not None}
-    if not options.plan:
+    if options.plan is None:
         if n_layers is None:
             raise UserError("how many layers? expected --layers N, --model DIR or --plan FILE")
         return plan.layer_swap(n_layers, **plan.default_widths(n_layers) | given)
@@ -101,7 +104,11 @@ def chosen_plan(options, n_layers):
 
 
 def show_plan(options):
-    made = chosen_plan(options, checkpoint.layer_count(options.model) if options.model else options.layers)
+    where = "--layers" if options.model is None else options.model
+    n_layers = options.layers if options.model is None else checkpoint.layer_count(options.model)
+    made = chosen_plan(options, n_layers)
+    if n_layers is not None:
+        made.check_depth(n_layers, where)
     if options.format == "text":
         print(described(made))
     elif options.format == "json":
@@ -161,7 +168,8 @@ def inspect(options):
     for tensor in header.values():
         dtypes[tensor.dtype] += tensor.n_bytes // checkpoint.BYTES[tensor.dtype]
     numbers = ", ".join(f"{count / 1e6:,.1f} M {dtype}" for dtype, count in dtypes.most_common())
-    print(f"{', '.join(config.get('architectures') or ['unknown architecture'])}: {layers} layers, {numbers},"
+    named = config.get("architectures")
+    print(f"{named[0] if isinstance(named, list) and named else 'unknown architecture'}: {layers} layers, {numbers},"
           f" {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB in {len(files)} file(s)")  # fmt: skip
     print(f"tokenizer: {len(checkpoint.read_vocabulary(folder))} entries")
     within = Counter()
@@ -191,6 +199,9 @@ def main(arguments=None):
     except (UserError, OSError) as error:
         print(f"layerswap: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("layerswap: interrupted, nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

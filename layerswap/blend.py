@@ -6,6 +6,7 @@ does it: it is there in a tenth of the time that torch needs to be imported.
 """
 
 from layerswap.checkpoint import read_pieces
+from layerswap.paths import UserError
 
 MIXED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
 
@@ -21,6 +22,8 @@ def blend(sources, plan, weight):
     pieces = zip(*map(read_pieces, sources.values()), strict=True)
     if len(sources) == 1:
         yield from ((piece, piece[0]) for piece in pieces)
+    elif not sources["math"].n_bytes:
+        return
     elif weight is None:
         import torch
 
@@ -35,6 +38,14 @@ def blend(sources, plan, weight):
                 yield block, mean(*block, weight, sources["math"].dtype)
 
 
+def check_mixable(header, plan):
+    """UserError if a tensor of a header (name -> Tensor) is to be mixed and is not of a dtype that can be."""
+    for name, tensor in header.items():
+        if plan.weight(name) not in (0, 1) and tensor.dtype not in MIXED:
+            expected = f"expected one of {', '.join(MIXED)}"
+            raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}, which cannot be mixed, {expected}")
+
+
 def mean(math, language, weight, dtype):
     """(1 - weight) math + weight language of two pieces of bytes of a dtype, as such bytes."""
     import numpy as np
@@ -47,6 +58,9 @@ def mean(math, language, weight, dtype):
         if dtype != "BF16":
             return ours.astype(MIXED[dtype]).view(np.uint8)
         bits = ours.astype(np.float32).view(np.uint32)
+        halfway = np.flatnonzero((bits & 0xFFFF) == 0x8000)  # or only since float32 has rounded: then it is no tie
+        beyond = np.sign(np.abs(ours[halfway]) - np.abs(bits[halfway].view(np.float32)))
+        bits[halfway] += beyond.astype(np.int32).view(np.uint32)
     bits += 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
     bits[np.isnan(ours)] = 0x7FC00000
     return (bits >> 16).astype(np.uint16).view(np.uint8)

@@ -37,7 +37,7 @@ def read_json(path):
     """The JSON object in a file. UserError if there is no such file or it holds anything else."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON object ({error})") from None
 
 
@@ -53,16 +53,20 @@ def read_file_header(path):
         try:
             entries = json.loads(file.read(data - 8))
             entries.pop("__metadata__", None)
-            tensors = {
-                name: Tensor(path, e["dtype"], tuple(e["shape"]), *(data + at for at in e["data_offsets"]))
-                for name, e in entries.items()
-            }
+            tensors = {}
+            for name, e in entries.items():
+                name.encode()  # UnicodeEncodeError, a ValueError, for half a character
+                for number in (*e["shape"], *e["data_offsets"]):
+                    if type(number) is not int or not 0 <= number < 1 << 63:
+                        raise ValueError(f"tensor {name}: {str(number)[:40]} is no size")
+                start, end = e["data_offsets"]
+                tensors[name] = Tensor(path, e["dtype"], tuple(e["shape"]), data + start, data + end)
             sizes = {name: prod(t.shape) * BYTES[t.dtype] for name, t in tensors.items()}
             order = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not a safetensors header ({error!r})") from None
     for name, t in order:
-        if (t.start, t.end) != (data, data + sizes[name]) or min(t.shape, default=0) < 0:
+        if (t.start, t.end) != (data, data + sizes[name]):
             found = f"tensor {name} ({t.dtype} {list(t.shape)}) lies at bytes {t.start} to {t.end}"
             raise UserError(f"{path}: {found}, expected {data} to {data + sizes[name]}")
         data = t.end
@@ -108,9 +112,9 @@ def layer_count(folder):
     """Number of transformer layers. UserError unless tensors and config.json agree on layers 0 to L - 1."""
     found = sorted({layer_index(name) for name in read_header(folder)} - {None})
     expected = read_json(Path(folder) / "config.json").get("num_hidden_layers", len(found))
-    if not found or found != list(range(expected)):
-        raise UserError(f"{folder}: found tensors of layers {found}, expected {expected} layers from 0 up")
-    return expected
+    if not found or expected != len(found) or found != list(range(len(found))):
+        raise UserError(f"{folder}: found tensors of layers {found}, expected {expected!r} layers from 0 up")
+    return len(found)
 
 
 def read_pieces(tensor):
@@ -157,22 +161,42 @@ def read_vocabulary(folder):
     try:
         vocab = data["model"]["vocab"]  # Unigram has pairs of token and score in the order of the ids
         vocab = vocab if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}
-        return vocab | {token["content"]: token["id"] for token in data["added_tokens"]}
+        return vocab | {token["content"]: token["id"] for token in data.get("added_tokens") or ()}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a tokenizer ({error!r})") from None
+
+
+def function_config(folder):
+    """The fields of config.json that say what a model computes, also within nested ones."""
+
+    def kept(fields):
+        return {k: kept(v) if isinstance(v, dict) else v for k, v in fields.items() if k not in STORAGE}
+
+    return kept(read_json(Path(folder) / "config.json"))
+
+
+def splitting(folder):
+    """What a tokenizer.json says beside the vocabulary of how a text is cut: part -> digest."""
+    path = Path(folder) / "tokenizer.json"
+    data = read_json(path) if path.is_file() else {}
+    parts = {"normalizer": data.get("normalizer"), "pre_tokenizer": data.get("pre_tokenizer")}
+    parts["merges"] = data.get("model", {}).get("merges")
+    return {part: paths.digest(content)[:12] for part, content in parts.items()}
 
 
 def check_fit(math, language):
     """UserError unless two experts differ in nothing but the values of their weights.
 
-    Compared: config fields that change the function, tensors (dtype, shape), the tokenizer's vocabulary.
+    Compared: config fields that change the function, tensors (dtype, shape), the tokenizer's vocabulary, normalizer,
+    pre-tokenizer and merges.
     """
     compared = []
     for folder in (math, language):
         tensors = {f"tensor {name}": f"{t.dtype} {list(t.shape)}" for name, t in read_header(folder).items()}
-        config = read_json(Path(folder) / "config.json").items()
-        config = {f"config field {field}": value for field, value in config if field not in STORAGE}
-        compared.append(config | tensors | {f"token {t!r}": i for t, i in read_vocabulary(folder).items()})
+        config = {f"config field {field}": value for field, value in function_config(folder).items()}
+        tokens = {f"token {t!r}": i for t, i in read_vocabulary(folder).items()}
+        tokens |= {f"tokenizer's {part} (sha256)": sha for part, sha in splitting(folder).items()}
+        compared.append(config | tensors | tokens)
     for key in compared[0] | compared[1]:
         a, b = (of.get(key, "missing") for of in compared)
         if a != b:

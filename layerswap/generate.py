@@ -1,8 +1,9 @@
-"""The eval kernel: greedy answers and answer losses of many prompts at once, on any transformers decoder.
+"""The eval kernel: greedy answers and answer losses of many prompts at once, on transformers decoders.
 
 What all prompts begin with runs through the model once. The rest is sorted by length and batched by a token budget;
 finished rows leave their batch, so a long answer costs nothing to the others. The tokens are those of
-``model.generate`` (greedy, one prompt at a time).
+``model.generate`` (plain greedy, float32, one prompt at a time). Decoders whose attention is not transformers' ordinary
+one, full or with a sliding window, are refused.
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ def encode(tokenizer, texts, model, room):
     encoded = tokenizer(texts).input_ids if texts else []
     context = model.config.max_position_embeddings
     for text, ids in zip(texts, encoded, strict=True):
+        if not ids:
+            raise UserError(f"prompt {text[:40]!r} has no tokens, expected some")
         if len(ids) + room > context:
             raise UserError(
                 f"prompt {text[:40]!r} has {len(ids)} tokens and needs {room} more, the model takes {context}"
@@ -76,6 +79,8 @@ def generate(model, tokenizer, prompts, max_new_tokens, stop=(), batch_tokens=16
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
+    if isinstance(stop, str) or "" in stop:
+        raise UserError(f"stop is {stop!r}, expected a list of strings, none of them empty")
     encoded = encode(tokenizer, prompts, model, max_new_tokens)
     shared, answers = shared_length(encoded), [None] * len(prompts)
     prefix = run_prefix(model, encoded[0][:shared] if encoded else [])
@@ -87,16 +92,16 @@ def generate(model, tokenizer, prompts, max_new_tokens, stop=(), batch_tokens=16
                 rows = [encoded[i][shared:] for i in group]
                 for row, tokens, reason in decode(model, tokenizer, prefix, rows, max_new_tokens, stop):
                     text = tokenizer.decode(tokens, skip_special_tokens=True)
-                    if reason == "stop string":
-                        text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+                    text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
                     answers[group[row]] = Generation(text, len(tokens), reason)
                     if told:
                         told(group[row], answers[group[row]])
+                continue
             except torch.cuda.OutOfMemoryError:
                 if len(group) == 1:
                     raise
-                torch.cuda.empty_cache()
-                groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
+            torch.cuda.empty_cache()  # here, where the error no longer holds what was tried
+            groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
     return answers
 
 
@@ -104,7 +109,7 @@ def decode(model, tokenizer, prefix, rows, max_new_tokens, stop):
     """Yield (row, answer's token ids without the end token, stop reason) as rows of one batch finish."""
     ends, (cache, last) = end_tokens(model, tokenizer), prefill(model, prefix, rows)
     places = torch.tensor([[cache.shared + len(row) - 1] for row in rows], device=model.device)  # [rows, 1]
-    tail = max((len(s) for s in stop), default=0) + 8  # tokens in which a stop string that just ended must lie
+    tail = max((len(s.encode()) for s in stop), default=0) + 8  # tokens, of a byte or more, that hold what just ended
     live, answers = list(range(len(rows))), [[] for _ in rows]
     done = set()
     for step in range(max_new_tokens):

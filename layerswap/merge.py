@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 from layerswap import __version__, checkpoint, paths, provenance
-from layerswap.blend import MIXED, blend
+from layerswap.blend import blend, check_mixable
 from layerswap.checkpoint import BYTES, PIECE, Tensor
 from layerswap.paths import UserError
 
@@ -73,11 +73,12 @@ def merge(math, language, plan, out, *, base=None, donor="math", shard_size=5 <<
     folders = {role: Path(folder) for role, folder in zip(plan.roles, (math, language, base), strict=False)}
     headers = check(folders, plan, out, donor, shard_size)
     shards = layout(headers, plan, shard_size, link)
-    paths.check_space(out, sum(shard.size for shard in shards if not shard.twin))
+    linked = [shard.twin and shard.twin.stat().st_dev == paths.existing_parent(out).stat().st_dev for shard in shards]
+    paths.check_space(out, sum(shard.size for shard, link in zip(shards, linked, strict=True) if not link))
     manifest = {
         "layerswap": __version__, "plan": plan.to_dict(), "donor": donor,
-        "experts": {role: {"folder": folder.resolve().name, "config": paths.file_digest(folder / "config.json")}
-                    for role, folder in folders.items()},
+        "experts": {role: {"folder": os.fsencode(folder.resolve().name).decode(errors="replace"),
+                           "config": paths.file_digest(folder / "config.json")} for role, folder in folders.items()},
     }  # fmt: skip
     with paths.atomic_folder(out) as folder:
         manifest["tensors"] = write(folder, shards, plan, hashing, progress)
@@ -121,14 +122,14 @@ def check(folders, plan, out, donor, shard_size):
             if folders[role].resolve() == folders[other].resolve():
                 raise UserError(f"{folders[role]}: is both the {other} and the {role} model, expected two folders")
     paths.check_target(out)
+    for role, folder in folders.items():
+        if Path(out).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{out}: lies in the {role} model's folder {folder}, expected a place of its own")
     for role in roles[1:]:
         checkpoint.check_fit(folders["math"], folders[role])
     headers = {role: checkpoint.read_header(folder) for role, folder in folders.items()}
     plan.check_depth(checkpoint.layer_count(folders["math"]), folders["math"])
-    for name, tensor in headers["math"].items():
-        if plan.weight(name) not in (0, 1) and tensor.dtype not in MIXED:
-            expected = f"expected one of {', '.join(MIXED)}"
-            raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}, which cannot be mixed, {expected}")
+    check_mixable(headers["math"], plan)
     return headers
 
 

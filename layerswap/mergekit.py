@@ -10,6 +10,7 @@ from pathlib import Path
 from layerswap.paths import UserError
 from layerswap.plan import Plan
 
+MOST_LAYERS = 100_000  # of a model; more are a mistake
 FIELDS = {"merge_method", "base_model", "dtype", "out_dtype", "slices", "parameters"}
 
 
@@ -18,8 +19,13 @@ def to_mergekit(plan, math, language, dtype, donor="math"):
 
     math, language: the experts' folders or names. dtype: "bfloat16", "float16" or "float32". donor: whose config and
     tokenizer the result gets. Weights outside the layers are pinned by a slice of no layers at either end, because
-    mergekit takes them from the sources of the first and the last slice.
+    mergekit takes them from the sources of the first and the last slice. UserError for task vectors and for two models
+    of one name.
     """
+    if len(plan.roles) > 2:
+        raise UserError(f"plan {plan.name!r} is {plan.method}: only slices are written for mergekit")
+    if str(math) == str(language):
+        raise UserError(f"{math}: is both the math and the language model, expected two names")
     exact = {*plan.layers, plan.outside} <= {0, 1}
 
     def piece(start, end, weight):
@@ -46,10 +52,11 @@ def from_mergekit(data, math, language, name="mergekit plan"):
     """The plan of a mergekit configuration of the kind ``to_mergekit`` writes.
 
     Read: slices of ``passthrough`` or ``linear`` over the layers of two models in their order. math, language: the
-    models' names in the configuration (folders count as equal if they are one place). UserError names what a plan
-    cannot express: other methods and fields, other models, filters, layers left out, repeated or moved.
+    models' names in the configuration (folders count as equal if they are one place). base_model, dtype and out_dtype
+    play no part: config and tokenizer come from the donor, dtypes from the experts. UserError names what a plan cannot
+    express: other methods and fields, other models, filters, layers left out, repeated or moved.
     """
-    if unknown := sorted(set(data) - FIELDS):
+    if unknown := sorted(set(data) - FIELDS, key=str):
         raise UserError(f"field {unknown[0]!r} cannot be read, expected only {', '.join(sorted(FIELDS))}")
     if data.get("merge_method") not in ("passthrough", "linear"):
         raise UserError(f"merge_method is {data.get('merge_method')!r}, expected passthrough or linear")
@@ -61,10 +68,11 @@ def from_mergekit(data, math, language, name="mergekit plan"):
     layers, weights = [], []
     for i, each in enumerate(slices):
         try:
-            ranges = {tuple(source["layer_range"]) for source in each["sources"]}
-            ((start, end),) = ranges
+            ((start, end),) = {tuple(source["layer_range"]) for source in each["sources"]}
+            if set(each) != {"sources"} or {type(start), type(end)} != {int} or end > MOST_LAYERS:
+                raise ValueError
         except (TypeError, KeyError, ValueError):
-            raise UserError(f"slices[{i}]: expected sources with one layer_range [start, end)") from None
+            raise UserError(f"slices[{i}]: expected only sources, with one layer_range [start, end)") from None
         if start != end and start != len(layers) or not 0 <= start <= end:
             raise UserError(f"slices[{i}]: layer_range is [{start}, {end}], expected to start at {len(layers)}")
         weights.append(language_weight(each["sources"], data["merge_method"], math, language, f"slices[{i}]"))
@@ -79,11 +87,18 @@ def language_weight(sources, method, math, language, where):
     """The language expert's share in a slice. UserError for other models and for weights that are no numbers."""
     shares = {"math": 0.0, "language": 0.0}
     for source in sources:
+        settings = source.get("parameters") or {}
+        if (
+            set(source) - {"model", "layer_range", "parameters"}
+            or not isinstance(settings, dict)
+            or settings.keys() - {"weight"}
+        ):
+            raise UserError(f"{where}: a source has only model, layer_range and a weight, found {source!r}")
         roles = [role for role, model in (("math", math), ("language", language)) if same(source.get("model"), model)]
         if not roles:
             raise UserError(f"{where}: model is {source.get('model')!r}, expected {math} or {language}")
-        share = (source.get("parameters") or {}).get("weight", 1.0 if method == "passthrough" else None)
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < float("inf"):
+        share = settings.get("weight", 1.0 if method == "passthrough" else None)
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1e300:
             raise UserError(f"{where}: weight is {share!r}, expected a number, 0 or more")
         shares[roles[0]] += share
     if method == "passthrough" and len(sources) != 1 or not sum(shares.values()):

@@ -1,13 +1,14 @@
 """Where things are, how they are written (atomically), and how content is named (sha256)."""
 
+import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,14 +68,21 @@ def atomic_file(path, mode="w"):
 
 def check_target(path):
     """UserError unless a folder can be written to ``path``: it does not exist, or is an empty folder."""
-    path = Path(path)
+    path = Path(os.path.abspath(path))
+    if path.is_symlink() or path == Path.cwd():
+        raise UserError(f"{path}: is {'a link' if path.is_symlink() else 'the current folder'}, expected a new folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists already; a folder is never written over")
 
 
+def existing_parent(path):
+    """The nearest folder above ``path`` that is there."""
+    return next(each for each in Path(os.path.abspath(path)).parents if each.exists())
+
+
 def check_space(path, n_bytes):
     """UserError unless the disk that ``path`` would be written to has room for ``n_bytes``."""
-    parent = next(each for each in Path(path).absolute().parents if each.exists())
+    parent = existing_parent(path)
     if (free := shutil.disk_usage(parent).free) < n_bytes:
         raise UserError(f"{path}: needs {n_bytes / 1e6:,.1f} MB, {parent} has {free / 1e6:,.1f} MB free")
 
@@ -85,31 +93,37 @@ def atomic_folder(path):
 
     It is locked while it lives, so that what a killed process left of it is known, and removed, by the next one.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError), locked(stale):
-            shutil.rmtree(stale, ignore_errors=True)
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
-        with locked(temporary):
-            yield temporary
-            for file in [*temporary.rglob("*"), temporary]:
-                sync(file)
+    with ExitStack() as stack:
+        with locked(path.parent, wait=True):  # or another would find the folder before it is locked
+            for stale in [each for each in path.parent.iterdir() if ours.fullmatch(each.name)]:
+                with suppress(OSError), locked(stale):
+                    shutil.rmtree(stale, ignore_errors=True)
+            temporary.mkdir()
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            stack.enter_context(locked(temporary))
+        yield temporary
+        for file in [*temporary.rglob("*"), temporary]:
+            sync(file)
+        try:
             os.rename(temporary, path)
-            sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise UserError(f"{path}: exists already, written meanwhile; a folder is never written over") from None
+        sync(path.parent)
 
 
 @contextmanager
-def locked(folder):
-    """Hold a folder's lock. OSError if another process does, or if it is no folder."""
+def locked(folder, wait=False):
+    """Hold a folder's lock. OSError if another process does (unless we ``wait``), or if it is no folder."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from layerswap.paths import UserError
 
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
 
 
 def layer_index(tensor_name):
@@ -27,6 +27,14 @@ def check_weight(field, weight):
     if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight <= 1:
         raise UserError(f"{field} is {weight!r}, expected a number from 0 to 1")
     return float(weight) + 0.0
+
+
+def check_name(name):
+    """UserError unless a plan's name is text that can be written."""
+    try:
+        name.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise UserError(f"name is {name!r}, expected text") from None
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Plan:
     roles = ("math", "language")  # the models that a merge under this plan needs
 
     def __post_init__(self):
+        check_name(self.name)
         if not isinstance(self.layers, (list, tuple)) or not self.layers:
             raise UserError(f"layers is {self.layers!r}, expected a list with one weight for each layer")
         layers = tuple(check_weight(f"layers[{i}]", w) for i, w in enumerate(self.layers))
@@ -90,7 +99,7 @@ def read_yaml(path):
 
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: found {data!r}, expected fields with values")

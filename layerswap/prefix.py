@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from layerswap.paths import UserError
+
 NAME = "layerswap"  # of this attention in transformers
 BLANK = 1 << 40  # the position of padding: no token is so late as to see it
 GROWTH = 64  # tokens by which a row's room grows
@@ -52,7 +54,7 @@ class SharedCache(Cache):
 
     def __init__(self, model, prefix=()):
         super().__init__(layers=[Rows() for _ in range(model.config.num_hidden_layers)])
-        self.prefix, self.seen, self.asking, self.masks = prefix, None, None, {}
+        self.prefix, self.seen, self.asking, self.masks, self.attended = prefix, None, None, {}, 0
 
     @classmethod
     def joined(cls, model, caches):
@@ -70,7 +72,7 @@ class SharedCache(Cache):
 
     def ask(self, positions):
         """Take note of new tokens at ``positions`` [rows, new], int64, BLANK for padding."""
-        self.asking, self.masks = positions, {}
+        self.asking, self.masks, self.attended = positions, {}, 0
         self.seen = positions if self.seen is None else torch.cat([self.seen, positions], 1)  # [rows, own]
 
     def keep(self, index):
@@ -91,12 +93,26 @@ class SharedCache(Cache):
         return self.masks[window]
 
 
+ORDINARY = {"full_attention", "sliding_attention"}
+
+
+def check_ordinary(model):
+    """UserError unless all of a model's layers have ordinary attention, full or with a sliding window."""
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - ORDINARY
+    if kinds or not model._can_set_attn_implementation():
+        found = f"layers of {min(kinds)}" if kinds else "an attention of its own"
+        raise UserError(f"{type(model).__name__} has {found}, which the evaluation kernel cannot run")
+
+
 active = []  # the cache of the forward pass under way
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, softcap=None, sliding_window=None, **kwargs):
     """transformers' attention function over prefix and own tokens; query [rows, heads, new, head]."""
     cache = active[-1]
+    cache.attended += 1
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None or query.shape[-1] != value.shape[-1]:
+        raise UserError(f"{type(module).__name__}: attention with sinks, biases or unequal heads cannot be run here")
     mask = cache.mask(sliding_window)
     prefix = cache.prefix[module.layer_idx] if cache.prefix else None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -150,6 +166,7 @@ AttentionInterface.register(NAME, attend)
 @contextmanager
 def shared_attention(model):
     """The model with this attention while the block lasts."""
+    check_ordinary(model)
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
@@ -163,12 +180,16 @@ def forward(model, cache, ids, positions, keep=1):
     cache.ask(positions)
     active.append(cache)
     try:
-        return model(
+        logits = model(
             input_ids=ids, position_ids=positions.where(positions < BLANK, 0), past_key_values=cache,
             logits_to_keep=keep,
         ).logits  # fmt: skip
     finally:
         active.pop()
+    if cache.attended != len(cache.layers):  # it would have answered without what it should have seen
+        found = f"{cache.attended} of {len(cache.layers)} layers asked"
+        raise UserError(f"{type(model).__name__}: {found} for transformers' attention, which the kernel needs of all")
+    return logits
 
 
 def run_prefix(model, ids):

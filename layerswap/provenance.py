@@ -67,8 +67,11 @@ def verify(folder, progress=lambda n_bytes: None):
     try:
         files, tensors, expected = manifest["files"], manifest["tensors"], manifest["digest"]
         said = {name: each["sha256"] for name, each in tensors.items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        files.items()
+    except KeyError as error:
         raise UserError(f"{folder / MANIFEST}: has no {error}, so there is nothing to check against") from None
+    except (TypeError, AttributeError):
+        raise UserError(f"{folder / MANIFEST}: not a manifest of layerswap") from None
     found = {path.name for path in folder.iterdir()} - {MANIFEST}
     for name in sorted(found ^ files.keys()):
         raise UserError(f"{folder / name}: {'is not in the manifest' if name in found else 'no such file'}")

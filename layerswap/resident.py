@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from layerswap import checkpoint, paths
-from layerswap.blend import MIXED, blend
+from layerswap.blend import MIXED, blend, check_mixable
 from layerswap.paths import UserError
 from layerswap.plan import layer_index
 
@@ -37,8 +37,11 @@ class Resident:
 
     @cached_property
     def digests(self):
-        """role -> content digest of a model."""
-        return {role: checkpoint.digest(folder) for role, folder in self.folders.items()}
+        """role -> digest of a model: its weights, and what its config says of how they are used."""
+        return {
+            role: paths.digest([checkpoint.digest(folder), checkpoint.function_config(folder)])
+            for role, folder in self.folders.items()
+        }
 
     @cached_property
     def model(self):
@@ -79,6 +82,7 @@ class Resident:
         plan.check_depth(self.n_layers, self.folders["math"])
         if missing := set(plan.roles) - self.folders.keys():
             raise UserError(f"plan {plan.name!r} needs the {min(missing)} model, which was not given")
+        check_mixable(self.headers["math"], plan)
         model, slots = self.model
         for layer, places in slots.items():
             if self.applied.get(layer) == (what := self.part(plan, layer)):
@@ -104,7 +108,8 @@ class Resident:
         if self.mixed.get(name, (None,))[0] != what:
             sources = {role: self.headers[role][name] for role in plan.roles}
             made = b"".join(bytes(made) for _, made in blend(sources, plan, plan.weight(name)))
-            values = torch.frombuffer(bytearray(made), dtype=getattr(torch, MIXED[sources["math"].dtype]))
+            dtype = getattr(torch, MIXED[sources["math"].dtype])
+            values = torch.frombuffer(bytearray(made), dtype=dtype) if made else torch.empty(0, dtype=dtype)
             values = values.view(sources["math"].shape).to(self.device, self.dtype)
             self.mixed[name] = what, torch.nn.Parameter(values, requires_grad=False)
         return self.mixed[name][1]

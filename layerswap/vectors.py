@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 
 from layerswap.paths import UserError
+from layerswap.plan import check_name
 
 METHODS = ("task arithmetic", "ties")
 
@@ -31,11 +32,12 @@ class TaskVectors:
     roles = ("math", "language", "base")  # the models that a merge under this plan needs
 
     def __post_init__(self):
+        check_name(self.name)
         if self.method not in METHODS:
             raise UserError(f"method is {self.method!r}, expected one of {', '.join(METHODS)}")
         for field in ("math", "language", "density", "scale"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1e300:
                 raise UserError(f"{field} is {value!r}, expected a number, 0 or more")
             object.__setattr__(self, field, float(value))
         if not 0 < self.density <= 1:

@@ -5,8 +5,11 @@ import torch
 from conftest import word_tokenizer
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -138,3 +141,34 @@ def test_a_prompt_beyond_the_context_is_named(model_and_tokenizer):
 def test_an_answer_of_no_tokens_is_refused(model_and_tokenizer):
     with pytest.raises(UserError, match="max_new_tokens is 0, expected 1 or more"):
         generate(*model_and_tokenizer, ["a"], 0)
+
+
+def test_a_prompt_without_tokens_is_named(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    for call in (lambda: generate(model, tokenizer, ["", "one"], 5), lambda: nll(model, tokenizer, [""], ["one"])):
+        with pytest.raises(UserError, match="prompt '' has no tokens"):
+            call()
+    assert generate(model, tokenizer, [], 5) == [] and nll(model, tokenizer, [], []) == []
+
+
+@pytest.mark.parametrize("stop", ["plus", ("",)])
+def test_stop_strings_are_a_list_of_text(model_and_tokenizer, stop):
+    with pytest.raises(UserError, match="stop is "):
+        generate(*model_and_tokenizer, ["one"], 5, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BloomConfig(hidden_size=32, n_layer=2, n_head=4), "attention"),
+        (GptOssConfig(num_local_experts=4, head_dim=8, **SIZES), "sinks"),
+        (Llama4TextConfig(num_local_experts=2, head_dim=8, intermediate_size_mlp=64, **SIZES), "chunked_attention"),
+    ],
+    ids=["bloom", "gpt_oss", "llama4"],
+)
+def test_models_with_another_attention_are_refused(config, message):
+    tokenizer = word_tokenizer()
+    config.vocab_size, config.pad_token_id, config.max_position_embeddings = len(tokenizer), 0, 128
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UserError, match=message):
+        generate(model, tokenizer, prompts(tokenizer, 40), 3)

@@ -122,6 +122,17 @@ BAD = {
     "plan of another depth": ([*MERGE, "--plan", "{plan}"], "plan 'five' has 5 layers, .* has 4"),
     "task vectors without a base": ([*MERGE, "--plan", "{ties}"], "base is None"),
     "a base without task vectors": ([*MERGE, "--base", "{language}"], "needs math, language; base is"),
+    "plan with a number for a name": ([*MERGE, "--plan", "{number}"], "number: name is 2024, expected text"),
+    "plan with a date for a name": ([*MERGE, "--plan", "{date}"], "date: name is datetime"),
+    "plan with half a character": ([*MERGE, "--plan", "{half}"], "half: name is "),
+    "plan that is nested without end": ([*MERGE, "--plan", "{nested}"], "nested: "),
+    "plan with a month too many": ([*MERGE, "--plan", "{month}"], "month: month must be"),
+    "no plan at all": ([*MERGE, "--plan", ""], "No such file|Is a directory"),
+    "plan and depth": (["plan", "--plan", "{plan}", "--layers", "4"], "plan 'five' has 5 layers, --layers has 4"),
+    "task vectors for mergekit": (["plan", "--plan", "{ties}", "--format", "mergekit"], "only slices are written"),
+    "a size beyond all disks": ([*MERGE, "--shard-size", "9" * 400 + "GB"], "is too large"),
+    "target within an expert": ([*MERGE[:6], "{math}/new"], "new: lies in the math model's folder"),
+    "target is the current folder": ([*MERGE[:6], "."], "is the current folder, expected a new folder"),
     "no depth": (["plan"], "how many layers"),
     "two depths": (["plan", "--layers", "3", "--model", "x"], "not allowed with"),
     "too few layers": (["plan", "--layers", "3"], "zones overlap"),
@@ -136,6 +147,12 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, experts, tmp_path, cas
     arguments, message = BAD[case]
     math, language = (shutil.copytree(folder, tmp_path / folder.name) for folder in experts)
     files = {"list": "[1]", "plan": "name: five\nlayers: [0, 0, 0, 0, 0]\noutside: 0", "ties": "name: x\nmethod: ties"}
+    files |= {"number": "{name: 2024, layers: [0], outside: 0}", "date": "{name: 2024-01-01, layers: [0], outside: 0}"}
+    files |= {
+        "half": '{"name": "\\ud800", "layers": [0], "outside": 0}',
+        "nested": "[" * 5000,
+        "month": "a: 2024-13-45",
+    }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     places = {"math": math, "language": language, "new": tmp_path / "new", **{name: tmp_path / name for name in files}}

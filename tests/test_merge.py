@@ -82,10 +82,20 @@ def test_mixed_tensors_are_the_float64_mean_rounded_once(tmp_path, dtype, weight
     merged = b"".join(bytes(made) for _, made in blend(pair, uniform(1, weight, "x"), weight))
     got = torch.frombuffer(bytearray(merged), dtype=dtype).double()
     expected = (1 - weight) * a.double() + weight * b.double()
-    once = expected.to(dtype)
-    if dtype == torch.float16:  # torch goes by way of float32, and rounds twice
-        once = torch.from_numpy(expected.numpy().astype(np.float16))
-    assert torch.equal(got, once.double())
+    if dtype in (torch.bfloat16, torch.float16):  # torch goes by way of float32, and rounds twice
+        fraction, exponent = np.frexp(expected.numpy())
+        bits_kept = {torch.bfloat16: 8, torch.float16: 11}[dtype]
+        fraction = np.rint(np.ldexp(fraction, bits_kept + np.minimum(0, exponent + 13) * (dtype == torch.float16)))
+        once = np.ldexp(fraction, exponent - bits_kept - np.minimum(0, exponent + 13) * (dtype == torch.float16))
+        assert torch.equal(got, torch.from_numpy(once))
+    else:
+        assert torch.equal(got, expected.to(dtype).double())
+
+
+def test_a_mean_that_float32_would_call_a_tie_is_none():
+    pair = [bytearray(np.array([bits16], np.uint16).tobytes()) for bits16 in (0xBAB3, 0x3B14)]
+    got = mean(*pair, 0.9, "BF16").view(np.uint16)[0]  # of 0.00189590454101562524, between ...8921 and ...8997
+    assert torch.tensor([got], dtype=torch.uint16).view(torch.bfloat16).item() == 0.00189971923828125
 
 
 def test_numbers_at_the_edge_are_mixed_as_torch_does():
@@ -232,15 +242,20 @@ def sharded(edit):
     return change
 
 
-def vocabulary(edit):
-    """Edit the vocabulary (word -> id) in the language expert's tokenizer.json."""
+def tokenizer(edit):
+    """Edit the language expert's tokenizer.json."""
 
     def change(math, language):
         data = json.loads((language / "tokenizer.json").read_text())
-        edit(data["model"]["vocab"])
+        edit(data)
         (language / "tokenizer.json").write_text(json.dumps(data))
 
     return change
+
+
+def vocabulary(edit):
+    """Edit the vocabulary (word -> id) in the language expert's tokenizer.json."""
+    return tokenizer(lambda data: edit(data["model"]["vocab"]))
 
 
 def move_start(entry, by):
@@ -267,11 +282,22 @@ BAD = {
     "header is no JSON": (raw(lambda data: data[:8] + b"x" + data[9:]), "not a safetensors header"),
     "header is a list": (raw(lambda data: b"\2" + b"\0" * 7 + b"[]"), "not a safetensors header"),
     "header without offsets": (header(lambda h: h[Q].pop("data_offsets")), "not a safetensors header"),
+    "nested without end": (content("config.json", b"[" * 200_000), "config.json: expected a JSON object"),
+    "a header nested without end": (
+        raw(lambda data: (200_000).to_bytes(8, "little") + b"[" * 200_000), "not a safetensors header"
+    ),
+    "a size that is no whole number": (header(lambda h: h[NORM].update(shape=[32.0])), "32.0 is no size"),
+    "a size that is a truth": (header(lambda h: h[Q].update(shape=[True, 32])), "True is no size"),
+    "a size beyond all disks": (header(lambda h: h[Q].update(shape=[10**4000])), "is no size"),
+    "an offset in parts": (header(lambda h: h[Q].update(data_offsets=[0.0, 1.0])), "0.0 is no size"),
+    "half a character": (header(lambda h: h.update({"\ud800": h.pop(Q)})), "not a safetensors header"),
+    "layers in words": (both(config(num_hidden_layers="four")), "expected 'four' layers"),
+    "layers without number": (both(config(num_hidden_layers=10**12)), "expected 1000000000000 layers"),
     "unknown dtype": (header(lambda h: h[Q].update(dtype="F12")), "not a safetensors header.*F12"),
     "wrong shape": (header(lambda h: h[Q].update(shape=[32, 31])), f"tensor {Q} .*lies at"),
-    "negative shape": (header(lambda h: h[Q].update(shape=[-32, -32])), f"tensor {Q} .*lies at"),
+    "negative shape": (header(lambda h: h[Q].update(shape=[-32, -32])), f"tensor {Q}: -32 is no size"),
     "overlapping tensors": (header(lambda h: h[Q].update(data_offsets=h[K]["data_offsets"])), "lies at byte"),
-    "a start too early": (header(lambda h: move_start(h[Q], -4)), f"tensor {Q} .*lies at bytes"),
+    "a start too early": (header(lambda h: move_start(h[Q], -4)), f"tensor {Q}.*(lies at bytes|is no size)"),
     "a gap": (header(lambda h: h.pop(Q)), "tensor .*lies at bytes"),
     "one file and an index": (
         content("model.safetensors.index.json", b"{}"),
@@ -314,6 +340,7 @@ BAD = {
     "a layer without tensors": (both(config(num_hidden_layers=5)), "expected 5 layers"),
     "a word more": (vocabulary(lambda v: v.update(new=len(v))), "token 'new' is missing in .*math and"),
     "two words exchanged": (vocabulary(lambda v: v.update(plus=v["one"], one=v["plus"])), "token 'one' is"),
+    "another normalizer": (tokenizer(lambda data: data.update(normalizer={"type": "NFC"})), "tokenizer's normalizer"),
     "no tokenizer": (content("tokenizer.json", None), "token '.*' is .* and missing in .*language"),
     "broken tokenizer": (content("tokenizer.json", b'{"model": {}}'), "tokenizer.json: not a tokenizer"),
 }  # fmt: skip
@@ -391,12 +418,12 @@ def test_killed_merges_leave_nothing_or_all(experts, tmp_path):
         arguments = [str(argument) for argument in (*experts, out, line)]
         return subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
 
-    whole = run(tmp_path / "whole", 0)
-    lines, expected = int(whole.stdout), (tmp_path / "whole" / "layerswap.json").read_bytes()
-    moments = sorted(random.Random(0).sample(range(lines // 4, lines), 6)) + list(range(lines - 12, lines + 1, 3))
+    whole = run(tmp_path / "0" / "whole", 0)
+    lines, expected = int(whole.stdout), (tmp_path / "0" / "whole" / "layerswap.json").read_bytes()
+    moments = sorted(random.Random(0).sample(range(lines // 4, lines), 6)) + list(range(lines - 8, lines + 1))
     complete = 0
     for line in moments:
-        out = tmp_path / f"out-{line}"
+        out = tmp_path / str(line) / "out"  # alone there, so that each run has as many lines
         assert run(out, line).returncode == -9
         if out.exists():
             complete += 1
@@ -404,7 +431,7 @@ def test_killed_merges_leave_nothing_or_all(experts, tmp_path):
             merge.merge(*experts, SWAP, out)
         assert (out / "layerswap.json").read_bytes() == expected
         assert json.loads(expected)["digest"] == checkpoint.digest(out)
-        assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+        assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "0" / "whole").iterdir()}
     assert 0 < complete < len(moments)  # moments on both sides of the rename
 
 
@@ -533,6 +560,10 @@ CHANGED = {
     "a file more": (lambda out: (out / "model-1.safetensors").touch(), "model-1.safetensors: is not in the manifest"),
     "a file less": (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
     "no manifest": (lambda out: (out / "layerswap.json").unlink(), "layerswap.json: expected a JSON object"),
+    "a manifest of lists": (
+        lambda out: (out / "layerswap.json").write_text('{"files": [], "tensors": {}, "digest": 1}'),
+        "not a manifest",
+    ),
     "another manifest": (lambda out: (out / "layerswap.json").write_text("{}"), "has no 'files'"),
 }
 

@@ -52,12 +52,34 @@ def test_a_folder_is_never_written_over(tmp_path):
 
 
 def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_path):
-    for name in (".folder.0.tmp", ".folder.1.tmp", ".folder2.0.tmp"):
+    others = [".folder.notes.tmp", ".folder2.0a1b2c3d.tmp", ".folder.v2.0a1b2c3d.tmp"]
+    for name in (".folder.0a1b2c3d.tmp", ".folder.1a1b2c3d.tmp", *others):
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").touch()
-    with paths.locked(tmp_path / ".folder.1.tmp"), paths.atomic_folder(tmp_path / "folder"):
+    with paths.locked(tmp_path / ".folder.1a1b2c3d.tmp"), paths.atomic_folder(tmp_path / "folder"):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == {"folder", ".folder.1.tmp", ".folder2.0.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", ".folder.1a1b2c3d.tmp", *others}
+
+
+def test_a_link_or_a_folder_written_meanwhile_is_named(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="link: is a link"), paths.atomic_folder(tmp_path / "link"):
+        pass
+    with (  # two writers of one target: the second to end loses
+        pytest.raises(UserError, match="folder: exists already, written meanwhile"),
+        paths.atomic_folder(tmp_path / "folder") as slow,
+    ):
+        (slow / "a").write_text("slow")
+        with paths.atomic_folder(tmp_path / "folder") as quick:
+            (quick / "a").write_text("quick")
+    assert (tmp_path / "folder" / "a").read_text() == "quick" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_current_folder_is_no_target(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".", ""):
+        with pytest.raises(UserError, match="is the current folder"), paths.atomic_folder(name):
+            pass
 
 
 def test_space_is_checked_where_the_target_will_be(tmp_path):

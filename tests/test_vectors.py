@@ -18,6 +18,8 @@ from layerswap.vectors import TaskVectors, trim
         ({"math": -1}, "math is -1"),
         ({"language": float("nan")}, "language is nan"),
         ({"scale": "1"}, "scale is '1'"),
+        ({"scale": 10**400}, "scale is 1000"),
+        ({"name": 7}, "name is 7, expected text"),
         ({"scale": True}, "scale is True"),
         ({"density": 0}, "density is 0.0, expected a number above 0"),
         ({"density": 1.1}, "density is 1.1, expected"),
