@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from layerswap import merge
+from layerswap import checkpoint, merge
 from layerswap import resident as resident_module
 from layerswap.paths import UserError
 from layerswap.plan import Plan, layer_swap, uniform
@@ -167,6 +167,18 @@ def test_keys_name_the_weights_and_nothing_else(experts, checkpoint_factory):
     assert Resident(language, math).key(PLANS[2]) != keys[2]
     assert not {Resident(other.folders["language"], language).key(plan) for plan in PLANS[:3]} & set(keys)
     assert "model" not in vars(resident)  # no model is loaded for a key
+
+
+def test_the_same_weights_used_otherwise_have_another_key(checkpoint_factory):
+    pairs = []
+    for theta in (1e4, 5e5):
+        rope = {"rope_theta": theta, "rope_type": "default"}
+        folders = [checkpoint_factory(f"{name}-{theta}", seed, rope_parameters=rope) for seed, name in enumerate("ml")]
+        pairs.append(Resident(*folders))
+    assert all(
+        checkpoint.digest(a) == checkpoint.digest(b) for a, b in zip(*(p.folders.values() for p in pairs), strict=True)
+    )
+    assert not {pairs[0].key(plan) for plan in PLANS} & {pairs[1].key(plan) for plan in PLANS}
 
 
 def test_bad_inputs_are_named(experts, checkpoint_factory):
