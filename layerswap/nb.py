@@ -258,6 +258,7 @@ def execute(house, name, profile, parameters):
     """Run one notebook through papermill and record it; returns the seconds it took."""
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     quiet_kernels()
     target, record, failed, running = (
@@ -275,7 +276,7 @@ def execute(house, name, profile, parameters):
         for path in house.outputs(name, profile):
             if not path.is_file() or path.stat().st_mtime_ns < started:
                 raise UserError(f"{path.relative_to(house.root)} was declared but not written")
-    except (papermill.exceptions.PapermillExecutionError, UserError) as error:
+    except (papermill.exceptions.PapermillExecutionError, DeadKernelError, UserError) as error:
         target.unlink(missing_ok=True)
         if running.exists():
             os.replace(running, failed)

@@ -168,7 +168,11 @@ def test_another_model_at_the_same_path_is_another_recipe(house):
 
 @pytest.mark.parametrize(
     ("source", "writes", "message"),
-    [("print(1)", ["one"], "one.png was declared but not written"), ("1 / 0", [], "ZeroDivisionError")],
+    [
+        ("print(1)", ["one"], "one.png was declared but not written"),
+        ("1 / 0", [], "ZeroDivisionError"),
+        ("import os; os.kill(os.getpid(), 9)", [], "01_first failed: Kernel died"),  # out of memory, for one
+    ],
 )
 def test_a_failed_run_leaves_no_target(house, source, writes, message, monkeypatch, capsys):
     nb.run(house, "small")
