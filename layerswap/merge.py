@@ -70,11 +70,11 @@ def merge(math, language, plan, out, *, base=None, donor="math", shard_size=5 <<
     """
     if (base is None) == ("base" in plan.roles):
         raise UserError(f"plan {plan.name!r} needs {', '.join(plan.roles)}; base is {base}")
-    folders = {role: Path(folder) for role, folder in zip(plan.roles, (math, language, base), strict=False)}
+    folders = {"math": Path(math), "language": Path(language)} | ({} if base is None else {"base": Path(base)})
     headers = check(folders, plan, out, donor, shard_size)
     shards = layout(headers, plan, shard_size, link)
-    linked = [shard.twin and shard.twin.stat().st_dev == paths.existing_parent(out).stat().st_dev for shard in shards]
-    paths.check_space(out, sum(shard.size for shard, link in zip(shards, linked, strict=True) if not link))
+    disk = paths.existing_parent(out).stat().st_dev  # links stay on one
+    paths.check_space(out, sum(each.size for each in shards if not each.twin or each.twin.stat().st_dev != disk))
     manifest = {
         "layerswap": __version__, "plan": plan.to_dict(), "donor": donor,
         "experts": {role: {"folder": os.fsencode(folder.resolve().name).decode(errors="replace"),

@@ -166,7 +166,6 @@ AttentionInterface.register(NAME, attend)
 @contextmanager
 def shared_attention(model):
     """The model with this attention while the block lasts."""
-    check_ordinary(model)
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
@@ -193,7 +192,11 @@ def forward(model, cache, ids, positions, keep=1):
 
 
 def run_prefix(model, ids):
-    """Keys and values of a prefix (token ids), by the model's own attention: what ``SharedCache`` takes."""
+    """Keys and values of a prefix (token ids), by the model's own attention: what ``SharedCache`` takes.
+
+    UserError, before anything runs, for a model whose layers have another attention than ``SharedCache`` can serve.
+    """
+    check_ordinary(model)
     if not ids:
         return []
     cache = DynamicCache()  # without the config: every layer keeps all, also those with a window

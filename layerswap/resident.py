@@ -82,7 +82,6 @@ class Resident:
         plan.check_depth(self.n_layers, self.folders["math"])
         if missing := set(plan.roles) - self.folders.keys():
             raise UserError(f"plan {plan.name!r} needs the {min(missing)} model, which was not given")
-        check_mixable(self.headers["math"], plan)
         model, slots = self.model
         for layer, places in slots.items():
             if self.applied.get(layer) == (what := self.part(plan, layer)):
@@ -106,6 +105,7 @@ class Resident:
     def mix(self, name, what, plan):
         """The mixed parameter of a tensor, from the files as in ``merge.merge``; the last is kept."""
         if self.mixed.get(name, (None,))[0] != what:
+            check_mixable({name: self.headers["math"][name]}, plan)
             sources = {role: self.headers[role][name] for role in plan.roles}
             made = b"".join(bytes(made) for _, made in blend(sources, plan, plan.weight(name)))
             dtype = getattr(torch, MIXED[sources["math"].dtype])
