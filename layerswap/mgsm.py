@@ -8,8 +8,10 @@ import json
 import re
 import string
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cache
+from pathlib import Path
 
 from layerswap.paths import UserError, data_folder
 
@@ -33,33 +35,47 @@ class Extraction:
     rule: str
 
 
-# The headers before question and step-by-step answer, as in the published exemplars.
+# The headers before question and step-by-step answer, as in the published exemplars, and before a bare answer.
 HEADERS = {
-    "bn": ("প্রশ্ন: ", "ধাপে ধাপে উত্তর: "),
-    "de": ("Frage: ", "Schritt-für-Schritt-Antwort: "),
-    "en": ("Question: ", "Step-by-Step Answer: "),
-    "es": ("Pregunta: ", "Respuesta paso a paso: "),
-    "fr": ("Question : ", "Réponse étape par étape : "),
-    "ja": ("問題：", "ステップごとの答え："),
-    "ru": ("Задача: ", "Пошаговое решение: "),
-    "sw": ("Swali: ", "Jibu la Hatua kwa Hatua: "),
-    "te": ("ప్రశ్న: ", "దశలవారీగా సమాధానం: "),
-    "th": ("โจทย์: ", "คำตอบทีละขั้นตอน: "),
-    "zh": ("问题：", "逐步解答："),
+    "bn": ("প্রশ্ন: ", "ধাপে ধাপে উত্তর: ", "উত্তর: "),
+    "de": ("Frage: ", "Schritt-für-Schritt-Antwort: ", "Antwort: "),
+    "en": ("Question: ", "Step-by-Step Answer: ", "Answer: "),
+    "es": ("Pregunta: ", "Respuesta paso a paso: ", "Respuesta: "),
+    "fr": ("Question : ", "Réponse étape par étape : ", "Réponse : "),
+    "ja": ("問題：", "ステップごとの答え：", "答え："),
+    "ru": ("Задача: ", "Пошаговое решение: ", "Ответ: "),
+    "sw": ("Swali: ", "Jibu la Hatua kwa Hatua: ", "Jibu: "),
+    "te": ("ప్రశ్న: ", "దశలవారీగా సమాధానం: ", "సమాధానం: "),
+    "th": ("โจทย์: ", "คำตอบทีละขั้นตอน: ", "คำตอบ: "),
+    "zh": ("问题：", "逐步解答：", "答案："),
 }
-# What stands right before the number (or, in ja, within its sentence) when an answer is announced.
+# What is asked of a model in a chat, before the question: to reason, then to give the number after the header.
+INSTRUCTIONS = {
+    "bn": 'এই গণিতের সমস্যাটি ধাপে ধাপে সমাধান করো। তারপর শেষ লাইনে "{}" লিখে শুধু উত্তরের সংখ্যাটি লেখো।',
+    "de": 'Löse diese Rechenaufgabe Schritt für Schritt. Schreibe dann in die letzte Zeile "{}" und nur die Zahl.',
+    "en": 'Solve this math problem step by step. Then write "{}" and only the number on the last line.',
+    "es": 'Resuelve este problema paso a paso. Después escribe en la última línea "{}" y solo el número.',
+    "fr": "Résous ce problème étape par étape. Écris ensuite, sur la dernière ligne, « {} » et seulement le nombre.",
+    "ja": "この算数の問題を順を追って解いてください。そして最後の行に「{}」と答えの数字だけを書いてください。",
+    "ru": "Реши эту задачу шаг за шагом. Затем напиши в последней строке «{}» и только число.",
+    "sw": 'Tatua swali hili la hesabu hatua kwa hatua. Kisha andika "{}" na namba peke yake kwenye mstari wa mwisho.',
+    "te": 'ఈ గణిత సమస్యను దశలవారీగా పరిష్కరించండి. తర్వాత చివరి పంక్తిలో "{}" అని, సంఖ్యను మాత్రమే రాయండి.',
+    "th": 'แก้โจทย์คณิตศาสตร์นี้ทีละขั้นตอน แล้วเขียน "{}" และตัวเลขคำตอบเท่านั้นในบรรทัดสุดท้าย',
+    "zh": "请逐步解答这道数学题。然后在最后一行写出“{}”和答案的数字，不要写别的。",
+}
+# How an answer is announced; the number follows in the same sentence.
 PHRASES = {
-    "bn": r"উত্তর(?:\s*হলো|\s*হল|টি)?",
-    "de": r"Antwort(?:\s+(?:lautet|ist))?",
-    "en": r"answer(?:\s+is)?",
-    "es": r"respuesta(?:\s+es)?",
-    "fr": r"réponse(?:\s+est)?",
-    "ja": r"答えは?",
-    "ru": r"Ответ",
-    "sw": r"Jibu(?:\s+ni)?",
-    "te": r"సమాధానం",
-    "th": r"คำตอบ(?:คือ)?",
-    "zh": r"答案(?:是)?",
+    "bn": r"উত্তর",
+    "de": r"\bAntwort\b",
+    "en": r"\banswer\b",
+    "es": r"\brespuesta\b",
+    "fr": r"\bréponse\b",
+    "ja": r"答え|解答|回答",
+    "ru": r"\bответ\b",
+    "sw": r"\bjibu\b",
+    "te": r"సమాధానం|జవాబు",
+    "th": r"คำตอบ",
+    "zh": r"答案|答[:：]",
 }
 # lm-eval 0.4.13: what stands before and after the number in its strict filters (its Bengali one is English), and the
 # one flexible filter.
@@ -69,43 +85,51 @@ STRICT = {
     "sw": ("Jibu ni ", ""), "te": ("సమాధానం ", ""), "th": ("คำตอบคือ ", ""), "zh": ("答案是 ", "。"),
 }  # fmt: skip
 FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
-STYLES = ("lab", "native_cot", "direct")
+STYLES = ("lab", "native_cot", "en_cot", "direct", "chat")
+# Sources below LAYERSWAP_DATA: MGSM as published, and its corrected translations (MGSM-Rev2, arXiv 2511.05162).
+FOLDERS = {"local": "mgsm", "rev2": "mgsm_rev2"}
 DECIMAL_COMMA = ("de", "es", "fr", "ru")
 SPACES = " '\u00a0\u2009\u202f"
 DIGITS = r"\d+(?:[.,\u00a0\u2009\u202f' ]\d+)*"
-NUMBER = re.compile(rf"[-+]?\s?[$€£¥₹]?\s?(?<![\d.,]){DIGITS}")
+NUMBER = re.compile(rf"[-+]?(?:[$€£¥₹]\s?)?(?<![\d.,]){DIGITS}")  # a sign stands at its number: "- 5" is a list
 GROUPED = r"\d{{1,3}}(?:{s}\d{{3}})+|\d{{1,2}}(?:{s}\d{{2}})*{s}\d{{3}}"  # 1,234,567 or 12,34,567
+TEN_THOUSANDS = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s?[万萬]\s?(\d{1,4})?(?!\d)")  # 11万4200 in Chinese and Japanese
+ASCII = str.maketrans("\uff0d\u2212\uff0e\uff0c\uff0b\uff1d", "--.,+=")  # full width marks, the minus sign
+MARKS = re.compile(r"####|\\boxed\{")
+SENTENCE_END = re.compile(r"\n|[。।]|[.!?](?:\s|$)")
 
 
-def check(source, language):
-    """UserError unless the source can hold MGSM and MGSM has the language."""
-    if source != "local" and "/" not in source:
-        raise UserError(f"source is {source!r}, expected lab, local or a hub id such as juletxara/mgsm")
+def check(source, language, style=None):
+    """UserError unless the source can hold MGSM, MGSM has the language, and the prompt style exists."""
+    if source not in FOLDERS and source != "lab" and "/" not in source:
+        known = ", ".join(["lab", *FOLDERS])
+        raise UserError(f"source is {source!r}, expected {known} or a hub id such as juletxara/mgsm@<commit>")
     if language not in HEADERS:
         raise UserError(f"language {language!r} is not in MGSM, expected one of {', '.join(HEADERS)}")
+    if style is not None and style not in STYLES:
+        raise UserError(f"style is {style!r}, expected one of {', '.join(STYLES)}")
 
 
 def load(source, language, split="test", limit=None):
     """The problems of a language, the first ``limit`` of them.
 
-    source: "lab" (any split), "local" (the TSV files in the folder LAYERSWAP_DATA/mgsm), or a hub id such as
-    juletxara/mgsm. UserError for an unknown language, a missing or malformed file, a limit below 1.
+    source: "lab" (any split); "local" or "rev2" (the TSV files in LAYERSWAP_DATA/mgsm or mgsm_rev2); a data set on the
+    hub at one commit, such as juletxara/mgsm@<commit>; or the folder of such a data set. UserError for an unknown
+    language, a missing or malformed file, a hub id without its commit, a limit below 1.
     """
     if limit is not None and limit < 1:
         raise UserError(f"the number of problems is {limit}, expected 1 or more")
+    check(source, language)
     if source == "lab":
         from layerswap import lab
 
         return lab.problems(language, split, limit or 250)
-    check(source, language)
     if split != "test":
         raise UserError(f"MGSM has no split {split!r}, expected test")
-    if source == "local":
-        rows = read_tsv(data_folder() / "mgsm" / f"mgsm_{language}.tsv")
+    if source in FOLDERS:
+        rows = read_tsv(tsv_path(source, language))
     else:
-        from datasets import load_dataset
-
-        rows = [(row["question"], str(row["answer_number"])) for row in load_dataset(source, language, split="test")]
+        rows = [(row["question"], str(row["answer_number"])) for row in hub_rows(source, language, "test")]
     problems = []
     for i, (question, number) in enumerate(rows[:limit]):
         value = to_number(number, "en")
@@ -113,6 +137,32 @@ def load(source, language, split="test", limit=None):
             raise UserError(f"mgsm {language}, row {i + 1}: answer {number!r}, expected an integer")
         problems.append(Problem(f"mgsm-{i:03d}", language, question, None, int(value)))
     return problems
+
+
+def hub_rows(source, language, split):
+    """The rows of a data set on the hub, or in a folder that is laid out like one."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    name, _, commit = source.partition("@")
+    if not commit and not Path(name).is_dir():
+        raise UserError(f"source {source}: expected {name}@<commit>, so that the problems stay the same")
+    try:
+        rows = list(load_dataset(name, language, split=split, revision=commit or None))
+        return [{"question": row["question"], "answer": row["answer"], "answer_number": row["answer_number"]}
+                for row in rows]  # fmt: skip
+    except (DatasetsError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"source {source}: {split} of {language} cannot be loaded ({reason})") from None
+
+
+def tsv_path(source, language):
+    """The one TSV file of a language, whatever stands before its ``_<language>.tsv``."""
+    folder = data_folder() / FOLDERS[source]
+    found = sorted(folder.glob(f"*_{language}.tsv"))
+    if len(found) != 1:
+        raise UserError(f"{folder}: found {len(found)} files *_{language}.tsv, expected one")
+    return found[0]
 
 
 def read_tsv(path):
@@ -123,67 +173,112 @@ def read_tsv(path):
         raise UserError(f"{path}: {error}") from None
     rows = [line.split("\t") for line in lines if line.strip()]
     for i, row in enumerate(rows, 1):
-        if len(row) != 2:
-            raise UserError(f"{path}, line {i}: found {len(row)} fields, expected question and answer")
+        if len(row) != 2 or not all(field.strip() for field in row):
+            filled = sum(bool(field.strip()) for field in row)
+            raise UserError(f"{path}, line {i}: found {filled} fields, expected question and answer")
     return [(question, number.strip()) for question, number in rows]
 
 
-def exemplars(source, language, n):
-    """The first ``n`` published exemplars in their fixed order, without their native headers."""
+def exemplars(source, language, n, style="native_cot"):
+    """The first ``n`` published exemplars in their fixed order, without their headers.
+
+    Their answers are native, and English in style "en_cot" (the same exemplars, as MGSM has them in English).
+    UserError if there are not so many, and for a style that takes none.
+    """
+    check(source, language, style)
+    if n and style == "chat":
+        raise UserError(f"{n} exemplars asked for, style chat takes 0")
     if n == 0:
         return []
     if source == "lab":
         return load(source, language, "train", n)
-    check(source, language)
-    if source == "local":
-        path = data_folder() / "mgsm" / "exemplars.json"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, expected the published exemplars")
-        rows = list(json.loads(path.read_text(encoding="utf-8"))["MGSM_EXEMPLARS"][language].values())
-        pairs = [(row["q"], row["a"]) for row in rows]
+    if source in FOLDERS:
+        pairs = published_exemplars(source, language)
     else:
-        from datasets import load_dataset
-
-        pairs = [(row["question"], row["answer"]) for row in load_dataset(source, language, split="train")]
+        pairs = [(row["question"], row["answer"]) for row in hub_rows(source, language, "train")]
     if n > len(pairs):
         raise UserError(f"{n} exemplars asked for, {language} has {len(pairs)}")
     found = []
     for i, (question, answer) in enumerate(pairs[:n]):
         number = extract(answer, language).value
+        if number is None:
+            raise UserError(f"exemplar {i} of {language} has no number in its answer {answer[:60]!r}")
         found.append(Problem(f"exemplar-{i}", language, bare(question), bare(answer), int(number)))
-    return found
+    if style != "en_cot":
+        return found
+    english = exemplars(source, "en", n)
+    for native, translated in zip(found, english, strict=True):
+        if native.number != translated.number:
+            raise UserError(f"{native.id} is {native.number} in {language} and {translated.number} in en")
+    return [replace(native, answer=translated.answer) for native, translated in zip(found, english, strict=True)]
+
+
+def published_exemplars(source, language):
+    """[(question, answer)] of exemplars.json; MGSM-Rev2's problems without exemplars of their own take MGSM's."""
+    paths = [data_folder() / folder / "exemplars.json" for folder in dict.fromkeys((FOLDERS[source], "mgsm"))]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise UserError(f"{paths[0]}: no such file, expected the published exemplars")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["MGSM_EXEMPLARS"][language].values()
+        return [(row["q"], row["a"]) for row in rows]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not the published exemplars of {language} ({error!r})") from None
 
 
 def bare(text):
     """A text without the header before its first colon."""
-    return re.split(r"[:：]\s*", text, maxsplit=1)[1]
+    return re.split(r"[:：]\s*", text, maxsplit=1)[-1]
 
 
 def prompt(problem, shots, style):
-    """The prompt of a problem after ``shots`` solved ones.
+    """The prompt of a problem after ``shots`` solved ones; all prompts of a language share the shots as their prefix.
 
-    "lab": the lab's own markers. "native_cot": native headers and step-by-step answers, all prompts of a language share
-    the shots as their prefix. "direct": native headers, shots answered by the bare number.
+    "lab": the lab's own markers. "native_cot": native headers and step-by-step answers. "en_cot": native questions,
+    English header and (in the shots) answers. "direct": shots answered by the bare number. "chat": what the user says,
+    for the tokenizer's chat template, without shots.
     """
-    if style not in STYLES:
-        raise UserError(f"style is {style!r}, expected one of {', '.join(STYLES)}")
+    check("lab", problem.language, style)
     if style == "lab":
         from layerswap import lab
 
         return " ".join([f"{lab.prompt(s.question)} {s.answer} <eos>" for s in shots] + [lab.prompt(problem.question)])
-    ask, reply = HEADERS[problem.language]
-    solved = [f"{ask}{s.question}\n{reply}{s.answer if style == 'native_cot' else s.number}\n\n" for s in shots]
+    ask, steps, bare_answer = HEADERS[problem.language]
+    if style == "chat":
+        return f"{INSTRUCTIONS[problem.language].format(bare_answer.strip())}\n\n{problem.question}"
+    reply = {"native_cot": steps, "en_cot": HEADERS["en"][1], "direct": bare_answer}[style]
+    solved = [f"{ask}{s.question}\n{reply}{s.number if style == 'direct' else s.answer}\n\n" for s in shots]
     return "".join(solved) + f"{ask}{problem.question}\n{reply.rstrip()}"
 
 
 def stops(language, style):
-    """Strings that end an answer: the header of a next question."""
-    return () if style == "lab" else ("\n\n", HEADERS[language][0].rstrip())
+    """Strings that end an answer: a blank line and the header of a next question; a chat ends by itself."""
+    return () if style in ("lab", "chat") else ("\n\n", HEADERS[language][0].rstrip())
 
 
 def gold(problem, style):
     """The text whose loss is the answer loss: the worked answer where the data has one, else the bare number."""
-    return f" {problem.answer}" if style == "lab" else f" {problem.number}"
+    space = "" if style == "chat" or not HEADERS[problem.language][1].endswith(" ") else " "
+    return f" {problem.answer}" if style == "lab" else f"{space}{problem.number}"
+
+
+def spoken(language, style):
+    """The language an answer should be in."""
+    return "en" if style == "en_cot" else language
+
+
+@cache
+def identifier():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    found = LanguageIdentifier.from_model_file(MODEL_FILE)
+    found.set_languages(list(HEADERS))
+    return found
+
+
+def language_of(text):
+    """The MGSM language that a text is in (py3langid), or None for one of fewer than 20 letters."""
+    return identifier().classify(text)[0] if sum(c.isalpha() for c in text) >= 20 else None
 
 
 def to_number(text, language):
@@ -204,30 +299,32 @@ def to_number(text, language):
 
 def numbers(text, language):
     """The numbers of a text in order; a run that is no well-formed number is read piece by piece."""
-    text = text.translate(str.maketrans("\uff0d\u2212\uff0e\uff0c", "--.,"))
+    text = text.replace("{,}", ",").replace("\\,", ",")
+    if language in ("ja", "zh"):
+        text = TEN_THOUSANDS.sub(
+            lambda found: str(int(Decimal(found[1].replace(",", "")) * 10000) + int(found[2] or 0)), text
+        )
     for found in NUMBER.finditer(text):
         raw = found.group()
-        if found.start() and text[found.start() - 1].isalnum() and raw.startswith("-"):
-            raw = raw[1:]  # a hyphen, no sign
+        before = text[found.start() - 1] if found.start() else " "
+        if raw.startswith("-") and before.isalnum() and unicodedata.category(before) != "Lo":
+            raw = raw[1:]  # a hyphen, no sign; but a sign in scripts that write no spaces
         value = to_number(raw, language)
         yield from [value] if value is not None else (to_number(part, language) for part in re.findall(r"\d+", raw))
 
 
 def extract(text, language, stop=()):
-    """The number an answer gives. First after the mark ####, else after the last native (or English) announcement of
-    the answer, else the last number of the last line that has one. Text after a stop string does not count.
+    """The number an answer gives. First after the last mark (#### or \\boxed), else after the last native (or English)
+    announcement of the answer that has one, else the last number of the last line that has one. Text after a stop
+    string does not count.
     """
-    for mark in stop:
-        text = text.split(mark)[0]
-    if "####" in text:
-        value = next(numbers(text.split("####")[-1].split("\n")[0], language), None)
-        return Extraction(value, "mark" if value is not None else "none")
-    for phrase in (PHRASES.get(language, PHRASES["en"]), PHRASES["en"]):
-        found = list(re.finditer(phrase, text, re.IGNORECASE))
-        if found:
-            sentence = re.split(r"\n|[.।。](?:\s|$)", text[found[-1].end() :])[0]
-            value = next(numbers(sentence, language), None)
-            if value is not None:
+    text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))].translate(ASCII)
+    marks = list(MARKS.finditer(text))
+    if marks and (value := next(numbers(text[marks[-1].end() :].split("\n")[0], language), None)) is not None:
+        return Extraction(value, "mark")
+    for phrase in (PHRASES[language], PHRASES["en"]):
+        for found in reversed(list(re.finditer(phrase, text, re.IGNORECASE))):
+            if (value := announced(text[found.end() :], language)) is not None:
                 return Extraction(value, "phrase")
     for line in reversed(text.splitlines()):
         if values := list(numbers(line, language)):
@@ -235,14 +332,28 @@ def extract(text, language, stop=()):
     return Extraction(None, "none")
 
 
-def lm_eval_scores(text, language, number):
-    """(strict, flexible): whether lm-eval 0.4.13's two filters for native_cot find the number in an answer.
+def announced(text, language):
+    """The number of the sentence a text begins with: the first, or what a calculation in it comes to. None if none.
+
+    Marks and line breaks between the announcement and its sentence are passed over, what stands in brackets too.
+    """
+    sentence = SENTENCE_END.split(re.sub(r"^[\s*:：=_`\"”»」]+", "", text))[0]
+    said, _, result = re.split("[(（]", sentence)[0].rpartition("=")
+    for part in (result if re.search(r"\d.*[-+*/×x÷].*\d", said) else "", sentence):
+        if (value := next(numbers(part, language), None)) is not None:
+            return value
+    return None
+
+
+def lm_eval_scores(text, language, number, style):
+    """(strict, flexible): whether lm-eval 0.4.13's two filters for a style find the number in an answer.
 
     For comparison with published figures; ``extract`` is what this project counts. Strict takes the first announced
-    number, flexible the last run of digits and marks; both are compared without punctuation, signs included.
+    number (in "direct" the whole answer), flexible the last run of digits and marks; both are compared without
+    punctuation, signs included. Styles that lm-eval does not have are scored like "native_cot".
     """
-    before, after = STRICT[language]
-    announced = re.findall(rf"{before}(-?[0-9.,]+){after}", text)[:1]
+    before, after = STRICT[spoken(language, style)]
+    said = [text.strip()] if style == "direct" else re.findall(rf"{before}(-?[0-9.,]+){after}", text)[:1]
     found = FLEXIBLE.findall(text)[-1:]
     marks = str.maketrans("", "", string.punctuation)
-    return tuple("".join(said).translate(marks) == str(number).translate(marks) for said in (announced, found))
+    return tuple("".join(each).translate(marks) == str(number).translate(marks) for each in (said, found))
