@@ -1,4 +1,4 @@
-"""The command line: plan a swap, merge on disk, look at a checkpoint, check a merged one."""
+"""The command line: plan a swap, merge on disk, look at a checkpoint, check a merged one, score models on MGSM."""
 
 import argparse
 import json
@@ -6,9 +6,10 @@ import re
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
-from layerswap import checkpoint, merge, mergekit, plan, provenance, vectors
+from layerswap import checkpoint, merge, mergekit, mgsm, paths, plan, provenance, vectors
 from layerswap.paths import UserError
 
 WIDTHS = ("bottom", "top", "transition_bottom", "transition_top")
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
   python -m layerswap merge --math experts/math --language experts/swahili --base llama --plan ties.yml --out ties
   python -m layerswap inspect merged
   python -m layerswap verify merged
+  python -m layerswap eval --model merged experts/math --languages sw,te --style native_cot --limit 100
 
 A plan file (YAML or JSON) holds name, layers (the language expert's weight in each layer, from the bottom up) and
 outside (its weight in embeddings, final norm and head); or name, method (task arithmetic, ties), math, language,
@@ -81,6 +83,24 @@ def parser():
     command.add_argument("folder", metavar="DIR")
     command = commands.add_parser("verify", help="check a merged checkpoint against its manifest")
     command.add_argument("folder", metavar="DIR")
+
+    command = commands.add_parser(
+        "eval", help="score models on MGSM", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.add_argument("--model", metavar="DIR", nargs="+", required=True, help="folders of models")
+    command.add_argument("--languages", metavar="sw,te", required=True, help="of MGSM's eleven, with commas")
+    command.add_argument("--style", choices=mgsm.STYLES, default="native_cot", help="of the prompts")
+    command.add_argument("--source", metavar="WHERE", default="local",
+                         help="local or rev2 (mgsm/ or mgsm_rev2/ below LAYERSWAP_DATA), lab, or a hub id with its "
+                              "commit, such as juletxara/mgsm@<commit>")  # fmt: skip
+    command.add_argument("--exemplars", type=int, metavar="N", help="solved problems in a prompt (8, in a chat 0)")
+    command.add_argument("--limit", type=int, metavar="N", help="problems a language (all)")
+    command.add_argument("--max-new-tokens", type=int, default=320, metavar="N", help="tokens of an answer")
+    command.add_argument("--batch-tokens", type=int, default=16384, metavar="N", help="tokens of a batch")
+    command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's own choice)")
+    command.add_argument("--samples", metavar="FILE", default="answers.jsonl", help="where the answers are kept")
     return top
 
 
@@ -188,7 +208,58 @@ def verify(options):
     print(f"{options.folder}: {count} tensors and all files are as {provenance.MANIFEST} says")
 
 
-COMMANDS = {"plan": show_plan, "merge": do_merge, "inspect": inspect, "verify": verify}
+def evaluate(options):
+    languages = [code.strip() for code in options.languages.split(",")]
+    for name in ("max_new_tokens", "batch_tokens"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected 1 or more")
+    n = options.exemplars if options.exemplars is not None else 0 if options.style == "chat" else 8
+    if n < 0:
+        raise UserError(f"--exemplars is {n}, expected 0 or more")
+    tests = [(mgsm.load(options.source, code, limit=options.limit),
+              mgsm.exemplars(options.source, code, n, options.style)) for code in languages]  # fmt: skip
+    models = {}
+    for folder in dict.fromkeys(options.model):
+        whole = plan.uniform(checkpoint.layer_count(folder), 0.0, folder)
+        digests = dict.fromkeys(("math", "language"), provenance.model_digest(folder))
+        weights = provenance.merge_key(digests, whole, f"torch.{options.dtype}")
+        models[whole] = paths.digest([weights, provenance.reading_digest(folder)])
+
+    from layerswap import evaluate  # here, for the speed of the command line
+
+    frames = []
+    for whole, key in models.items():
+        condition = whole.name, key, cache(partial(load, whole, options))
+        frames += [evaluate.evaluate([condition], problems, shots, options.samples, style=options.style,
+                                     max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens)
+                   for problems, shots in tests]  # fmt: skip
+    table = evaluate.counts(evaluate.pd.concat(frames, ignore_index=True)).rename(columns={"condition": "model"})
+    print(table.round(4).to_string(index=False))
+    print("accuracy: exact match with its 95 % interval (Wilson); nll: loss of the bare answer, nats")
+    print(f"the answers lie in {options.samples}")
+
+
+def load(whole, options):
+    """(model, tokenizer) of the folder that a plan is named after."""
+    import torch
+    from transformers import AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from layerswap.resident import Resident
+
+    disable_progress_bar()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    alone = Resident(whole.name, whole.name, device=options.device, dtype=getattr(torch, options.dtype))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(whole.name, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{whole.name}: transformers cannot load its tokenizer ({reason})") from None
+    return alone.apply(whole), tokenizer
+
+
+COMMANDS = {"plan": show_plan, "merge": do_merge, "inspect": inspect, "verify": verify, "eval": evaluate}
 
 
 def main(arguments=None):

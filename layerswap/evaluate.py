@@ -7,83 +7,158 @@ not computed, and an interrupted run goes on where it stopped. A path plays no p
 import fcntl
 import json
 import os
+import time
+from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from layerswap import mgsm
-from layerswap.generate import generate, nll
-from layerswap.paths import digest
+from layerswap import mgsm, stats
+from layerswap.paths import UserError, digest
 
-COLUMNS = "condition language id gold value correct rule stop n_tokens text answer_nll answer_tokens".split()
-CHUNK = 512  # problems between two appends
-
-
-def read_store(path):
-    """key -> stored answer. A last line that a crash tore is left out."""
-    answers = {}
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-                answers[row["key"]] = row
-            except (ValueError, KeyError, TypeError):
-                continue
-    return answers
+STORED = "stop n_tokens text answer_language answer_nll answer_tokens answer_bytes".split()
+SCORED = "value correct rule wrong_language lm_eval_strict lm_eval_flexible".split()
+COLUMNS = ["condition", "language", "style", "id", "gold", *SCORED, *STORED]
 
 
-def append(path, rows):
-    """Append rows to the store as whole lines, flushed; a torn line before them is closed. Safe among processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        size = file.seek(0, os.SEEK_END)
-        torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
-        lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-        file.write(b"\n" * bool(torn) + lines.encode())
-        file.flush()
-        os.fsync(file.fileno())
+class Store:
+    """The answers of a JSONL file by key, ``rows``. Several processes may append to it at once."""
+
+    def __init__(self, path):
+        self.path, self.rows, self.seen = Path(path), {}, 0
+        self.read()
+
+    def read(self):
+        """Take in the lines that were added since the last time. A line that a crash tore is passed over."""
+        if not self.path.is_file():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self.seen)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self.seen += len(line)
+                try:
+                    row = json.loads(line)
+                    self.rows.setdefault(row["key"], row)
+                except (ValueError, KeyError, TypeError):
+                    continue
+
+    def append(self, rows):
+        """Add the rows whose key is not there yet as whole lines, flushed to the disk; a torn line is closed before."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                file.write(b"\n")
+                file.flush()
+            self.read()
+            new = {}
+            for row in rows:
+                if row["key"] not in self.rows:
+                    new.setdefault(row["key"], row)
+            lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in new.values())
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self.read()
 
 
-def evaluate(conditions, tokenizer, problems, shots, store, *, style, max_new_tokens):
+def evaluate(conditions, problems, shots, store, *, style, max_new_tokens, batch_tokens=16384):
     """One row a (condition, problem), columns ``COLUMNS``; ``value`` is a string or None, answer_nll in nats.
 
-    conditions: (label, key of the weights, load); load() -> model is called only if an answer is missing. shots: solved
-    problems before each question. style: as in ``mgsm.prompt``. Decoding is greedy, at most ``max_new_tokens`` tokens.
-    The answer loss is that of the worked answer in the lab and of the bare number on MGSM.
+    conditions: (label, key of weights and tokenizer, load); load() -> (model, tokenizer) is called only if an answer is
+    missing. problems: of one language. shots: solved problems before each question. store: path of the answers. style:
+    as in ``mgsm.prompt``. Decoding is greedy, at most ``max_new_tokens`` tokens. The answer loss is that of the worked
+    answer in the lab and of the bare number on MGSM. UserError for prompts that do not fit the model's context and for
+    a tokenizer without the chat template that style "chat" needs.
     """
-    known, frame = read_store(store), []
+    store, frame = Store(store), []
     stop = mgsm.stops(problems[0].language, style)
     prompts = [mgsm.prompt(problem, shots, style) for problem in problems]
     golds = [mgsm.gold(problem, style) for problem in problems]
     for label, weights, load in conditions:
-        decoding = [weights, max_new_tokens, list(stop)]
+        decoding = [weights, style == "chat", max_new_tokens, list(stop)]
         keys = [digest([*decoding, prompt, gold]) for prompt, gold in zip(prompts, golds, strict=True)]
-        missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
-        bar = tqdm(total=len(missing), desc=f"{label}, {problems[0].language}", disable=None, leave=False)
-        for start in range(0, len(missing), CHUNK):
-            chunk, model = missing[start : start + CHUNK], load()
-            texts = [prompts[i] for i in chunk]
-            answers = generate(
-                model, tokenizer, texts, max_new_tokens, stop, told=lambda i, answer, bar=bar: bar.update()
-            )
-            losses = nll(model, tokenizer, texts, [golds[i] for i in chunk])
-            rows = [
-                {"key": keys[i], **vars(answer), "answer_nll": loss, "answer_tokens": n}
-                for i, answer, (loss, n) in zip(chunk, answers, losses, strict=True)
-            ]
-            append(store, rows)
-            known |= {row["key"]: row for row in rows}
-        bar.close()
-        frame += [score(label, problem, known[key]) for key, problem in zip(keys, problems, strict=True)]
-    return pd.DataFrame(frame, columns=COLUMNS)
+        missing = {i for i, key in enumerate(keys) if key not in store.rows}
+        if missing:
+            told = {"language": problems[0].language, "style": style, "shots": len(shots), "weights": weights}
+            with Progress(label, problems, missing, stop) as bar:
+                for batch in answers(load(), prompts, golds, missing, stop, style, max_new_tokens, batch_tokens, bar):
+                    store.append([{"key": keys[i], "id": problems[i].id, **told, **row} for i, row in batch.items()])
+        rows = [store.rows[key] for key in keys]
+        frame += [score(label, problem, row, style, stop) for problem, row in zip(problems, rows, strict=True)]
+    return pd.DataFrame(frame, columns=COLUMNS).astype({"value": "str", "answer_language": "str"})
 
 
-def score(label, problem, row):
+def answers(loaded, prompts, golds, missing, stop, style, max_new_tokens, batch_tokens, bar):
+    """Yield {index: what is stored of an answer}, a batch at a time, until those of ``missing`` are there."""
+    from layerswap.generate import stream  # here, because a finished evaluation needs no torch
+
+    model, tokenizer = loaded
+    if style == "chat":
+        if not tokenizer.chat_template:
+            raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template, which style chat needs")
+        said = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        prompts = [tokenizer.apply_chat_template(s, tokenize=False, add_generation_prompt=True) for s in said]
+    for batch in stream(model, tokenizer, prompts, max_new_tokens, stop, golds, templated=style == "chat",
+                        wanted=missing, batch_tokens=batch_tokens, told=bar.told):  # fmt: skip
+        yield {
+            i: {"text": answer.text, "stop": answer.stop, "n_tokens": answer.n_tokens,
+                "answer_language": mgsm.language_of(answer.text), "answer_nll": answer.loss.nats,
+                "answer_tokens": answer.loss.n_tokens, "answer_bytes": answer.loss.n_bytes}
+            for i, answer in batch.items()
+        }  # fmt: skip
+
+
+class Progress(tqdm):
+    """A bar over missing answers, on a terminal only, with tokens a second and the accuracy so far."""
+
+    def __init__(self, label, problems, missing, stop):
+        super().__init__(total=len(missing), desc=f"{label}, {problems[0].language}", disable=None, leave=False)
+        self.problems, self.missing, self.marks = problems, missing, stop
+        self.right, self.tokens, self.begun = 0, 0, time.monotonic()
+
+    def told(self, i, answer):
+        """Take note that the problem with index ``i`` is answered."""
+        problem = self.problems[i]
+        if self.disable or i not in self.missing:
+            return
+        self.right += mgsm.extract(answer.text, problem.language, self.marks).value == problem.number
+        self.tokens += answer.n_tokens
+        rate = self.tokens / max(time.monotonic() - self.begun, 1e-9)
+        self.set_postfix_str(f"{rate:.0f} tok/s, {self.right / (self.n + 1):.0%} right", refresh=False)
+        self.update()
+
+
+def score(label, problem, row, style, stop):
     """The result row of a stored answer: what it says, and whether it is the problem's number."""
-    found = mgsm.extract(row["text"], problem.language)
+    found = mgsm.extract(row["text"], problem.language, stop)
+    strict, flexible = mgsm.lm_eval_scores(row["text"], problem.language, problem.number, style)
     return {
-        "condition": label, "language": problem.language, "id": problem.id, "gold": problem.number,
+        "condition": label, "language": problem.language, "style": style, "id": problem.id, "gold": problem.number,
         "value": None if found.value is None else str(found.value), "correct": found.value == problem.number,
-        "rule": found.rule, **{name: row[name] for name in COLUMNS[7:]},
+        "rule": found.rule, "lm_eval_strict": strict, "lm_eval_flexible": flexible,
+        "wrong_language": row["answer_language"] not in (None, mgsm.spoken(problem.language, style)),
+        **{name: row[name] for name in STORED},
     }  # fmt: skip
+
+
+def counts(frame, by=("condition", "language")):
+    """``stats.accuracy`` of each group, and how many answers were cut off at the token limit (``truncated``), had no
+    number (``no_answer``), were in another language than asked (``wrong_language``), ended by eos or at a stop string,
+    and are right by lm-eval's strict and flexible filters; nll_token and nll_byte: the answer loss in nats a token and
+    a byte over all problems.
+    """
+    table = stats.accuracy(frame, list(by))
+    groups = frame.assign(
+        truncated=frame.stop == "length", no_answer=frame.value.isna(), eos=frame.stop == "eos",
+        stop_string=frame.stop == "stop string",
+    ).groupby(list(by), sort=False)  # fmt: skip
+    for name in ("truncated", "no_answer", "wrong_language", "eos", "stop_string", "lm_eval_strict",
+                 "lm_eval_flexible"):  # fmt: skip
+        table[name] = groups[name].sum().to_numpy()
+    sums = groups[["answer_nll", "answer_tokens", "answer_bytes"]].sum()
+    return table.assign(nll_token=(sums.answer_nll / sums.answer_tokens).to_numpy(),
+                        nll_byte=(sums.answer_nll / sums.answer_bytes).to_numpy())  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layerswap import checkpoint, evaluate, mgsm
 from layerswap.generate import nll
-from layerswap.paths import BUILD, ROOT, UserError, atomic_file
+from layerswap.paths import BUILD, ROOT, UserError, atomic_file, digest
 from layerswap.plan import uniform
+from layerswap.provenance import reading_digest
 from layerswap.resident import Resident
 
 
@@ -65,7 +65,7 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
     condition that was scored before costs nothing. Columns as in ``evaluate.evaluate``.
     """
     index, frames = load(profile), []
-    tokenizer = AutoTokenizer.from_pretrained(index["math"])
+    tokenizer, reading = AutoTokenizer.from_pretrained(index["math"]), reading_digest(index["math"])
     for code in languages:
         pair = Resident(index["math"], index["languages"].get(code, index["math"]), device=device)
         conditions = [(each.name, pair, each) for each in plans]
@@ -74,10 +74,12 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
             conditions.insert(0, ("base", alone, uniform(alone.n_layers, 0.0, "base")))
         frames.append(
             evaluate.evaluate(
-                [(name, two.key(each), partial(two.apply, each)) for name, two, each in conditions],
-                tokenizer,
+                [
+                    (name, digest([two.key(each), reading]), lambda two=two, each=each: (two.apply(each), tokenizer))
+                    for name, two, each in conditions
+                ],
                 problems(index, code, split, n_problems),
-                mgsm.exemplars(index["source"], code, exemplars),
+                mgsm.exemplars(index["source"], code, exemplars, style),
                 BUILD / profile / "answers.jsonl",
                 style=style,
                 max_new_tokens=max_new_tokens,
@@ -98,6 +100,7 @@ def losses(index, rows_by_language, device="cpu"):
             tokenizer = AutoTokenizer.from_pretrained(folder)
             result = nll(model, tokenizer, [r["prompt"] for r in rows], [r["completion"] for r in rows])
             frames.append(pd.DataFrame({
-                "condition": condition, "language": code, "id": range(len(rows)), "loss": [a / n for a, n in result],
+                "condition": condition, "language": code, "id": range(len(rows)),
+                "loss": [loss.nats / loss.n_tokens for loss in result],
             }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)

@@ -17,29 +17,50 @@ from layerswap.prefix import BLANK, SharedCache, forward, run_prefix, shared_att
 
 SHORTEST = 16  # tokens from which on a shared prefix is worth its own pass
 PREFILL = 2048  # tokens of prompts that run through the model at once
-LOGITS = 1 << 28  # logits held at once by ``nll`` (1 GiB in float32)
+LOGITS = 1 << 28  # logits of continuations held at once (1 GiB in float32)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Negative log likelihood of a text after its prompt: ``nats`` in all, over its tokens and its bytes of UTF-8."""
+
+    nats: float
+    n_tokens: int
+    n_bytes: int
 
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer without its end mark; ``stop`` says why it ended: "eos", "stop string" or "length"."""
+    """An answer without its end mark; ``stop`` says why it ended: "eos", "stop string" or "length".
+
+    ``loss`` is that of the prompt's continuation, where one was given.
+    """
 
     text: str
     n_tokens: int
     stop: str
+    loss: Loss | None
 
 
-def encode(tokenizer, texts, model, room):
-    """Token ids of each text. UserError if one of them and ``room`` more tokens exceed the model's context."""
-    encoded = tokenizer(texts).input_ids if texts else []
+def encode(tokenizer, texts, special, model, room):
+    """Token ids of each text, with the tokenizer's special tokens if ``special``.
+
+    UserError names the longest text and counts them all if some, with ``room`` (tokens a text) more, exceed the model's
+    context: nothing is cut.
+    """
+    encoded = tokenizer(texts, add_special_tokens=special).input_ids if texts else []
     context = model.config.max_position_embeddings
+    over = [(len(ids) + more, i) for i, (ids, more) in enumerate(zip(encoded, room, strict=True))]
+    over = [(total, i) for total, i in over if total > context]
+    if over:
+        total, i = max(over)
+        raise UserError(
+            f"{len(over)} of {len(texts)} prompts do not fit the model's context of {context} tokens: the longest, "
+            f"ending {texts[i][-40:]!r}, has {len(encoded[i])} and needs {room[i]} more"
+        )
     for text, ids in zip(texts, encoded, strict=True):
         if not ids:
             raise UserError(f"prompt {text[:40]!r} has no tokens, expected some")
-        if len(ids) + room > context:
-            raise UserError(
-                f"prompt {text[:40]!r} has {len(ids)} tokens and needs {room} more, the model takes {context}"
-            )
     return encoded
 
 
@@ -69,48 +90,86 @@ def pad(rows, start, device):
     return torch.tensor(ids, device=device), torch.tensor(places, device=device)
 
 
-@torch.inference_mode()
-def generate(model, tokenizer, prompts, max_new_tokens, stop=(), batch_tokens=16384, told=None):
-    """Greedy answers, one ``Generation`` a prompt, in the order of ``prompts``.
+def generate(model, tokenizer, prompts, max_new_tokens, stop=(), continuations=None, **settings):
+    """Greedy answers, one ``Generation`` a prompt, in the order of ``prompts``; all else as in ``stream``."""
+    answers = {}
+    for batch in stream(model, tokenizer, prompts, max_new_tokens, stop, continuations, **settings):
+        answers |= batch
+    return [answers[i] for i in range(len(prompts))]
 
-    max_new_tokens: at most so many a prompt. stop: strings that end an answer. batch_tokens: tokens of a batch beside
-    the shared prefix, answers included; halved where the GPU's memory does not suffice. told: called with (index,
-    Generation) as each answer ends. UserError for a prompt that does not fit the model's context, and for no tokens.
+
+@torch.inference_mode()
+def stream(
+    model, tokenizer, prompts, max_new_tokens, stop=(), continuations=None, *,
+    templated=False, wanted=None, batch_tokens=16384, told=None,
+):  # fmt: skip
+    """Yield {index of the prompt: Generation}, a batch at a time.
+
+    max_new_tokens: at most so many a prompt. stop: strings that end an answer. continuations: a text for each prompt,
+    whose loss is measured on the way. templated: the prompts come from a chat template, which has put in every special
+    token. wanted: indices that are asked for (default: all); batches are always made of all prompts, so that an answer
+    never depends on what else was asked, and those without a wanted one are left out. batch_tokens: tokens of a batch
+    beside the shared prefix, answers included; halved where the GPU's memory does not suffice. told: called with
+    (index, Generation) as each answer ends. UserError for prompts that do not fit the model's context, and for none.
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
     if isinstance(stop, str) or "" in stop:
         raise UserError(f"stop is {stop!r}, expected a list of strings, none of them empty")
-    encoded = encode(tokenizer, prompts, model, max_new_tokens)
-    shared, answers = shared_length(encoded), [None] * len(prompts)
-    prefix = run_prefix(model, encoded[0][:shared] if encoded else [])
-    groups = list(batches([len(ids) - shared + max_new_tokens for ids in encoded], batch_tokens))
+    tails = encode_tails(tokenizer, continuations) if continuations else [[] for _ in prompts]
+    room = [max(max_new_tokens, len(tail)) for tail in tails]
+    encoded = encode(tokenizer, prompts, not templated, model, room)
+    shared = shared_length(encoded)
+    groups = list(batches([len(ids) - shared + n for ids, n in zip(encoded, room, strict=True)], batch_tokens))
+    groups = [group for group in groups if wanted is None or not wanted.isdisjoint(group)]
+    prefix = run_prefix(model, encoded[0][:shared] if groups else [])
     with shared_attention(model):
         while groups:
-            group = [i for i in groups.pop(0) if answers[i] is None]
+            group = sorted(groups.pop(0), key=lambda i: -len(encoded[i]))
+            found, losses = {}, [None] * len(group)
             try:
-                rows = [encoded[i][shared:] for i in group]
-                for row, tokens, reason in decode(model, tokenizer, prefix, rows, max_new_tokens, stop):
+                cache, last = prefill(model, prefix, [encoded[i][shared:] for i in group])
+                if continuations:
+                    nats = follow(model, cache, last, [tails[i] for i in group])
+                    losses = [loss(n, tails[i], continuations[i]) for n, i in zip(nats, group, strict=True)]
+                for row, tokens, reason in decode(model, tokenizer, cache, last, max_new_tokens, stop):
                     text = tokenizer.decode(tokens, skip_special_tokens=True)
                     text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
-                    answers[group[row]] = Generation(text, len(tokens), reason)
+                    found[group[row]] = Generation(text, len(tokens), reason, losses[row])
                     if told:
-                        told(group[row], answers[group[row]])
-                continue
+                        told(group[row], found[group[row]])
             except torch.cuda.OutOfMemoryError:
                 if len(group) == 1:
                     raise
-            torch.cuda.empty_cache()  # here, where the error no longer holds what was tried
-            groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
-    return answers
+                found = None
+            if found is None:
+                torch.cuda.empty_cache()  # here, where the error no longer holds what was tried
+                groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
+            else:
+                yield found
 
 
-def decode(model, tokenizer, prefix, rows, max_new_tokens, stop):
-    """Yield (row, answer's token ids without the end token, stop reason) as rows of one batch finish."""
-    ends, (cache, last) = end_tokens(model, tokenizer), prefill(model, prefix, rows)
-    places = torch.tensor([[cache.shared + len(row) - 1] for row in rows], device=model.device)  # [rows, 1]
+def loss(nats, tail, text):
+    return Loss(nats, len(tail), len(text.encode()))
+
+
+def encode_tails(tokenizer, continuations):
+    """Token ids of each continuation, without special tokens. UserError for one that has none."""
+    tails = tokenizer(list(continuations), add_special_tokens=False).input_ids if continuations else []
+    if not all(tails):
+        raise UserError(f"continuation {continuations[tails.index([])]!r} has no tokens, expected some")
+    return tails
+
+
+def decode(model, tokenizer, cache, last, max_new_tokens, stop):
+    """Yield (row, answer's token ids without the end token, stop reason) as rows of one batch finish.
+
+    cache, last: as ``prefill`` returns them, and used up.
+    """
+    ends, rows = end_tokens(model, tokenizer), len(last)
+    places = cache.seen[:, -1:]  # [rows, 1]
     tail = max((len(s.encode()) for s in stop), default=0) + 8  # tokens, of a byte or more, that hold what just ended
-    live, answers = list(range(len(rows))), [[] for _ in rows]
+    live, answers = list(range(rows)), [[] for _ in range(rows)]
     done = set()
     for step in range(max_new_tokens):
         chosen = last.argmax(-1)  # [live rows]
@@ -130,7 +189,7 @@ def decode(model, tokenizer, prefix, rows, max_new_tokens, stop):
             if reason:
                 done.add(row)
                 yield row, answers[row], reason
-        if len(done) == len(rows):
+        if len(done) == rows:
             return
         places = places + 1  # [live rows, 1]
         if 8 * sum(row in done for row in live) >= len(live):  # to move the others costs more than a few idle rows
@@ -151,7 +210,27 @@ def prefill(model, prefix, rows):
         caches.append(SharedCache(model, prefix))
         ids, places = pad([rows[i] for i in part], caches[-1].shared, model.device)  # [rows of the part, longest]
         last.append(forward(model, caches[-1], ids, places)[:, -1])
-    return SharedCache.joined(model, caches), torch.cat(last)
+    return caches[0] if len(caches) == 1 else SharedCache.joined(model, caches), torch.cat(last)
+
+
+def follow(model, cache, last, tails):
+    """Nats of each row's tail (token ids, one or more) after what the cache holds, which is left as it was.
+
+    last: logits of the next token, [rows, vocabulary].
+    """
+    own, (ids, places) = cache.seen.shape[1], pad(tails, 0, last.device)  # [rows, longest], blanks on the left
+    places = places.where(places == BLANK, places + cache.seen[:, -1:] + 1)  # [rows, longest]
+    first = torch.tensor([tail[0] for tail in tails], device=last.device)  # [rows]
+    nats = F.cross_entropy(last.float(), first, reduction="none").double()  # [rows]
+    step, end = max(1, LOGITS // last.numel()), ids.shape[1] - 1
+    for start in range(0, end, step):
+        asked = slice(start, min(start + step, end))
+        logits = forward(model, cache, ids[:, asked], places[:, asked], step)  # [rows, step, vocabulary]
+        said = ids[:, asked.start + 1 : asked.stop + 1]  # [rows, step]
+        costs = F.cross_entropy(logits.float().transpose(1, 2), said, reduction="none")  # [rows, step]
+        nats += costs.double().masked_fill(places[:, asked] == BLANK, 0).sum(1)
+    cache.crop(own)
+    return nats.tolist()
 
 
 def end_tokens(model, tokenizer):
@@ -161,30 +240,20 @@ def end_tokens(model, tokenizer):
 
 
 @torch.inference_mode()
-def nll(model, tokenizer, prompts, continuations, batch_tokens=16384):
-    """Negative log likelihood of each continuation given its prompt: (sum in nats, number of tokens) a pair.
+def nll(model, tokenizer, prompts, continuations, batch_tokens=PREFILL):
+    """The ``Loss`` of each continuation given its prompt.
 
     The prompt's tokens are those of the prompt alone, the continuation's those of the continuation alone, and the end
-    of text is not scored. UserError for a pair that does not fit the model's context.
+    of text is not scored. UserError for a pair that does not fit the model's context, and for a part without tokens.
     """
-    heads = encode(tokenizer, prompts, model, 0)
-    tails = [tokenizer(text, add_special_tokens=False).input_ids for text in continuations]
-    context = model.config.max_position_embeddings
-    longest = max((len(h) + len(t) for h, t in zip(heads, tails, strict=True)), default=0)
-    if longest > context:
-        raise UserError(f"a prompt with its continuation has {longest} tokens, the model takes {context}")
-    shared, results = shared_length(heads), [None] * len(prompts)
+    tails = encode_tails(tokenizer, continuations)
+    heads = encode(tokenizer, prompts, True, model, list(map(len, tails)))
+    shared, losses = shared_length(heads), [None] * len(prompts)
     prefix = run_prefix(model, heads[0][:shared] if heads else [])
-    lengths = [len(h) + len(t) - shared for h, t in zip(heads, tails, strict=True)]
     with shared_attention(model):
-        for group in batches(lengths, min(batch_tokens, PREFILL, LOGITS // model.config.vocab_size)):
-            rows = [heads[i][shared:] + tails[i] for i in group]
-            keep = max(len(tails[i]) for i in group) + 1
-            ids, places = pad(rows, shared, model.device)  # [rows, longest]
-            logits = forward(model, SharedCache(model, prefix), ids, places, keep)  # [rows, keep, vocabulary]
-            for row, i in enumerate(group):
-                n = len(tails[i])
-                target = ids[row, ids.shape[1] - n :]  # [continuation]
-                predicted = logits[row, logits.shape[1] - n - 1 : -1].float()  # [continuation, vocabulary]
-                results[i] = (F.cross_entropy(predicted, target, reduction="sum").item(), n)
-    return results
+        for group in batches([len(h) + len(t) - shared for h, t in zip(heads, tails, strict=True)], batch_tokens):
+            group.sort(key=lambda i: -len(heads[i]))
+            cache, last = prefill(model, prefix, [heads[i][shared:] for i in group])
+            for i, nats in zip(group, follow(model, cache, last, [tails[i] for i in group]), strict=True):
+                losses[i] = loss(nats, tails[i], continuations[i])
+    return losses

@@ -108,6 +108,10 @@ def check(source, language, style=None):
         raise UserError(f"language {language!r} is not in MGSM, expected one of {', '.join(HEADERS)}")
     if style is not None and style not in STYLES:
         raise UserError(f"style is {style!r}, expected one of {', '.join(STYLES)}")
+    if style == "lab" and source != "lab":
+        raise UserError(
+            f"style lab is for the lab's own problems, source is {source!r}; expected {', '.join(STYLES[1:])}"
+        )
 
 
 def load(source, language, split="test", limit=None):

@@ -17,6 +17,7 @@ from layerswap.paths import UserError
 NAME = "layerswap"  # of this attention in transformers
 BLANK = 1 << 40  # the position of padding: no token is so late as to see it
 GROWTH = 64  # tokens by which a row's room grows
+FEW = 8  # new tokens a row, up to which a copy of the prefix for each row costs more than it saves
 SCORES = 1 << 28  # attention scores held at once (1 GiB in float32)
 
 
@@ -42,6 +43,11 @@ class Rows(DynamicLayer):
     def keep(self, index):
         """Drop all rows but those of ``index`` (int64)."""
         self.room = [room[index] for room in self.room]
+        self.view()
+
+    def crop(self, length):
+        """Drop all tokens after the first ``length``."""
+        self.used = length
         self.view()
 
     def view(self):
@@ -81,6 +87,12 @@ class SharedCache(Cache):
         for layer in self.layers:
             layer.keep(index)
 
+    def crop(self, length):
+        """Drop all of the rows' own tokens after the first ``length``."""
+        self.seen = self.seen[:, :length]
+        for layer in self.layers:
+            layer.crop(length)
+
     def mask(self, window):
         """What the new tokens may see: bool [rows, new, shared + own]; window: in tokens, None for no limit."""
         if window not in self.masks:
@@ -116,7 +128,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, softcap=None
     mask = cache.mask(sliding_window)
     prefix = cache.prefix[module.layer_idx] if cache.prefix else None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.shape[2] > 1 and softcap is None:
+    if query.shape[2] > FEW and softcap is None:
         return flash(query, key, value, mask, prefix, scaling), None
     step = max(1, SCORES // (query.shape[1] * query.shape[2] * mask.shape[2]))  # rows at once
     parts = [

@@ -1,4 +1,4 @@
-"""What a merged folder says of itself: the files beside the weights, the model card, the manifest, and its check."""
+"""Where weights come from: what a merged folder says of itself, its check, and the key of results made with a merge."""
 
 import json
 import shutil
@@ -7,9 +7,37 @@ from pathlib import Path
 from layerswap import checkpoint, paths
 from layerswap.paths import UserError
 
-DONATED = ("config.json", "generation_config.json", "tokenizer*", "*token*.json", "chat_template*")
-DONATED += checkpoint.VOCABULARIES
+TOKENIZER = ("tokenizer*", "*token*.json", "chat_template*", *checkpoint.VOCABULARIES)
+DONATED = ("config.json", "generation_config.json", *TOKENIZER)
 MANIFEST = "layerswap.json"
+
+
+def files(folder, patterns):
+    """The files of a folder that match one of the patterns, sorted."""
+    return sorted({file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()})
+
+
+def model_digest(folder):
+    """Digest of a model: its weights, and what its config says of how they are used. Reads every byte."""
+    return paths.digest([checkpoint.digest(folder), checkpoint.function_config(folder)])
+
+
+def reading_digest(folder):
+    """Digest of how a model's text is cut into tokens, put into a chat, and ended."""
+    path = Path(folder) / "generation_config.json"
+    ends = checkpoint.read_json(path).get("eos_token_id") if path.is_file() else None
+    return paths.digest([ends, [[file.name, paths.file_digest(file)] for file in files(folder, TOKENIZER)]])
+
+
+def merge_key(digests, plan, dtype):
+    """Digest of models (role -> ``model_digest``), plan and dtype; where the merge is one expert, of that one alone."""
+    math, language = digests["math"], digests["language"]
+    what = {field: value for field, value in plan.to_dict().items() if field != "name"}
+    if len(plan.roles) == 2:
+        for alone, weight in ((math, 0), (language, 1)):
+            if {*plan.layers, plan.outside} == {weight} or math == language:
+                return paths.digest([dtype, alone])
+    return paths.digest([dtype, *(digests[role] for role in plan.roles), what])
 
 
 def finish(folder, donor, shards, manifest):
@@ -19,7 +47,7 @@ def finish(folder, donor, shards, manifest):
         total = sum(part.size for shard in shards for part in shard.parts)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    for donated in {file for pattern in DONATED for file in donor.glob(pattern) if file.is_file()}:
+    for donated in files(donor, DONATED):
         shutil.copyfile(donated, folder / donated.name)
     (folder / "README.md").write_text(card(manifest), encoding="utf-8")
     weights = {shard.file for shard in shards}

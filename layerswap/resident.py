@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from layerswap import checkpoint, paths
+from layerswap import checkpoint
 from layerswap.blend import MIXED, blend, check_mixable
 from layerswap.paths import UserError
 from layerswap.plan import layer_index
+from layerswap.provenance import merge_key, model_digest
 
 
 class Resident:
@@ -22,12 +23,14 @@ class Resident:
     base: the folder of their base, for plans of task vectors. static: ``apply`` copies values into parameters of the
     model's own, which never move (CUDA graphs hold addresses), instead of exchanging parameters; one more model in
     memory. The models are loaded by the first ``apply``. Math and language expert may be one folder: then every plan is
-    that model. UserError if the models do not fit each other.
+    that model. UserError if the models do not fit each other, and for a GPU that is not there.
     """
 
     def __init__(self, math, language, base=None, *, device="cpu", dtype=torch.float32, static=False):
         self.folders = {"math": Path(math), "language": Path(language)} | ({"base": Path(base)} if base else {})
         self.device, self.dtype, self.static = device, dtype, static
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device is {device}, but torch finds no GPU here; expected cpu")
         for folder in list(self.folders.values())[1:]:
             checkpoint.check_fit(math, folder)
         self.headers = {role: checkpoint.read_header(folder) for role, folder in self.folders.items()}
@@ -37,11 +40,8 @@ class Resident:
 
     @cached_property
     def digests(self):
-        """role -> digest of a model: its weights, and what its config says of how they are used."""
-        return {
-            role: paths.digest([checkpoint.digest(folder), checkpoint.function_config(folder)])
-            for role, folder in self.folders.items()
-        }
+        """role -> digest of a model."""
+        return {role: model_digest(folder) for role, folder in self.folders.items()}
 
     @cached_property
     def model(self):
@@ -49,7 +49,7 @@ class Resident:
 
         A slot: (the module's parameters, attribute, tensor name, math's parameter, the language expert's parameter).
         """
-        experts = {self.folders[role]: self.load(self.folders[role]) for role in ("math", "language")}
+        experts = {folder: self.load(folder) for folder in {self.folders["math"], self.folders["language"]}}
         math, language = (experts[self.folders[role]] for role in ("math", "language"))
         model = self.load(self.folders["math"]) if self.static else math
         ours, theirs = (dict(expert.named_parameters(remove_duplicate=False)) for expert in (math, language))
@@ -66,9 +66,12 @@ class Resident:
 
     def load(self, folder):
         """A folder's model, frozen and in eval mode. UserError if tensors are missing or unknown to it."""
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=self.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=self.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from None
         if wrong := {what: sorted(names) for what, names in info.items() if names}:
             raise UserError(f"{folder}: the weights are not those of the model in config.json: {wrong}")
         return model.to(self.device).requires_grad_(False)
@@ -115,11 +118,5 @@ class Resident:
         return self.mixed[name][1]
 
     def key(self, plan):
-        """Digest of dtype, models and plan; where the merge is one expert, of that expert alone."""
-        math, language = self.digests["math"], self.digests["language"]
-        weights = [self.part(plan, layer) for layer in (*range(self.n_layers), None)]
-        for alone, weight in ((math, 0), (language, 1)):
-            if set(weights) == {weight} or math == language and len(plan.roles) == 2:
-                return paths.digest([str(self.dtype), alone])
-        base = [self.digests["base"]] if len(plan.roles) > 2 else []
-        return paths.digest([str(self.dtype), language, math, *base, weights])
+        """Digest of dtype, models and plan, as in ``provenance.merge_key``."""
+        return merge_key(self.digests, plan, str(self.dtype))

@@ -1,12 +1,11 @@
 """The store of answers: nothing is computed twice, lost, doubled, or handed to another model."""
 
+import io
 import json
-import os
-import signal
 import subprocess
 import sys
 import textwrap
-import time
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -14,9 +13,11 @@ import torch
 from conftest import word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from layerswap import evaluate
+from layerswap import evaluate, mgsm
+from layerswap import generate as kernel
+from layerswap.generate import nll
 from layerswap.mgsm import Problem
-from layerswap.paths import ROOT
+from layerswap.paths import ROOT, UserError
 
 
 def model(seed):
@@ -33,8 +34,9 @@ def problems(n=6):
     return [Problem(f"p{i}", "sw", question, "one two", i) for i, question in enumerate(pairs[:n])]
 
 
-def run(store, conditions, n=6):
-    return evaluate.evaluate(conditions, word_tokenizer(), problems(n), [], store, style="lab", max_new_tokens=5)
+def run(store, conditions, n=6, **settings):
+    some = [(label, key, lambda load=load: (load(), word_tokenizer())) for label, key, load in conditions]
+    return evaluate.evaluate(some, problems(n), [], store, **{"style": "lab", "max_new_tokens": 5} | settings)
 
 
 def never():
@@ -70,35 +72,119 @@ def test_a_torn_line_is_passed_over_and_closed(tmp_path, damage):
     pd.testing.assert_frame_equal(run(store, [("a", "weights-a", never)]), again)
 
 
+def test_two_processes_share_a_store(tmp_path):
+    one, two = (evaluate.Store(tmp_path / "answers.jsonl") for _ in range(2))
+    one.append([{"key": "a", "n": 1}, {"key": "b", "n": 1}, {"key": "b", "n": 2}])
+    two.append([{"key": "b", "n": 3}, {"key": "c", "n": 3}])
+    one.read()
+    assert one.rows == two.rows == {key: {"key": key, "n": n} for key, n in (("a", 1), ("b", 1), ("c", 3))}
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
+    with open(one.path, "ab") as file:  # torn, but whole as JSON
+        file.write(b'{"key": "d", "n": 4}')
+    two.append([{"key": "d", "n": 5}])
+    assert two.rows["d"]["n"] == 4 and len(one.path.read_text().splitlines()) == 4
+
+
 def test_kill_loses_and_doubles_nothing(tmp_path):
-    store = tmp_path / "answers.jsonl"
-    whole = run(tmp_path / "whole.jsonl", [("a", "weights-a", lambda: model(0))], n=40)
+    """30 kills, at any moment of an evaluation of many batches by two processes on one store."""
+    store, settings = tmp_path / "answers.jsonl", {"n": 150, "batch_tokens": 40}
+    conditions = [(name, f"weights-{name}", partial(model, seed)) for seed, name in enumerate("ab")]
+    whole = run(tmp_path / "whole.jsonl", conditions, **settings)
     script = textwrap.dedent(f"""
-        import pathlib, sys, time
+        import os, pathlib, random, signal, sys, time
+        from functools import partial
         sys.path.insert(0, {str(ROOT / "tests")!r})
         import test_evaluate as t
-        t.evaluate.CHUNK = 2
-        real = t.evaluate.append
+        t.torch.set_num_threads(1)
+        store, rng, real = pathlib.Path({str(store)!r}), random.Random(0), t.evaluate.Store.append
         def slow(*arguments):
-            real(*arguments)
             time.sleep(0.05)
-        t.evaluate.append = slow
-        t.run(pathlib.Path({str(store)!r}), [("a", "weights-a", lambda: t.model(0))], n=40)
+            real(*arguments)
+        t.evaluate.Store.append = slow
+        conditions = [(name, f"weights-{{name}}", partial(t.model, seed)) for seed, name in enumerate("ab")]
+        for _ in range(15):
+            pair = []
+            for _ in range(2):
+                pair.append(os.fork())
+                if pair[-1] == 0:
+                    t.run(store, conditions, **{settings!r})
+                    os._exit(0)
+            for process in pair:
+                time.sleep(rng.uniform(0.03, 0.4))
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+            print(store.read_bytes().count(b"\\n") if store.exists() else 0, flush=True)
     """)
-    for kill in (3, 7, 12):
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
-        while process.poll() is None and (not store.exists() or store.read_bytes().count(b"\n") < kill):
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    pd.testing.assert_frame_equal(run(store, [("a", "weights-a", lambda: model(0))], n=40), whole)
-    keys = [json.loads(line)["key"] for line in store.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 40
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(set(done.stdout.split())) > 5  # each did some work, none all of it
+    pd.testing.assert_frame_equal(run(store, conditions, **settings), whole, check_exact=True)
+    keys = [json.loads(line)["key"] for line in store.read_text().splitlines() if is_json(line)]
+    assert len(keys) == len(set(keys)) == 300
+
+
+def is_json(line):
+    try:
+        return bool(json.loads(line))
+    except ValueError:
+        return False
 
 
 def test_rows_say_what_the_answer_says():
     row = {"text": "5 + 3 = 8 . #### 8", "stop": "eos", "n_tokens": 9, "answer_nll": 1.0, "answer_tokens": 3}
-    right = evaluate.score("a", Problem("p", "sw", "?", None, 8), row)
-    wrong = evaluate.score("a", Problem("p", "sw", "?", None, 9), row)
+    row |= {"answer_bytes": 4, "answer_language": "en"}
+    eight, nine = (Problem("p", "sw", "?", None, number) for number in (8, 9))
+    right, wrong = (evaluate.score("a", problem, row, "lab", ()) for problem in (eight, nine))
     assert right["correct"] and not wrong["correct"] and right["value"] == "8" and right["rule"] == "mark"
-    assert evaluate.score("a", Problem("p", "sw", "?", None, 9), row | {"text": ""})["value"] is None
+    assert right["lm_eval_flexible"] and not right["lm_eval_strict"] and not wrong["lm_eval_flexible"]
+    assert evaluate.score("a", nine, row | {"text": ""}, "lab", ())["value"] is None
+    assert right["wrong_language"] and not evaluate.score("a", eight, row, "en_cot", ())["wrong_language"]
+    assert not evaluate.score("a", eight, row | {"answer_language": None}, "lab", ())["wrong_language"]
+    after = row | {"text": "8\n\nSwali: 9"}
+    assert evaluate.score("a", eight, after, "native_cot", mgsm.stops("sw", "native_cot"))["correct"]
+
+
+def test_counts_are_those_of_the_rows(tmp_path):
+    frame = run(tmp_path / "answers.jsonl", [(name, name, partial(model, seed)) for seed, name in enumerate("ab")])
+    frame["wrong_language"] = False
+    frame.loc[:2, "stop"], frame.loc[3, "stop"], frame.loc[4, "wrong_language"] = "eos", "stop string", True
+    frame["value"] = [None, "1", "2", "3", "4", "5"] * 2
+    table = evaluate.counts(frame).set_index("condition")
+    assert list(table.n) == [6, 6] and (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all()
+    first = table.loc["a"]
+    assert (first.truncated, first.eos, first.stop_string, first.no_answer, first.wrong_language) == (2, 3, 1, 1, 1)
+    assert first.nll_token == pytest.approx(frame.answer_nll[:6].sum() / frame.answer_tokens[:6].sum())
+    assert first.nll_byte == pytest.approx(frame.answer_nll[:6].sum() / frame.answer_bytes[:6].sum())
+
+
+def test_the_answer_loss_is_that_of_nll(tmp_path):
+    frame = run(tmp_path / "answers.jsonl", [("a", "weights-a", partial(model, 0))])
+    texts = [mgsm.prompt(problem, [], "lab") for problem in problems()]
+    losses = nll(model(0), word_tokenizer(), texts, [mgsm.gold(problem, "lab") for problem in problems()])
+    assert list(frame.answer_nll) == pytest.approx([loss.nats for loss in losses], rel=1e-4)
+    assert list(frame.answer_bytes) == [len(" one two")] * 6
+
+
+def test_a_chat_goes_through_the_template(tmp_path, monkeypatch):
+    tokenizer, seen = word_tokenizer(), []
+    monkeypatch.setattr(kernel, "stream", lambda model, tokenizer, prompts, *a, **kw: seen.append((prompts, kw)) or [])
+    condition = ("a", "weights-a", lambda: (model(0), tokenizer))
+    settings = {"style": "chat", "max_new_tokens": 5}
+    with pytest.raises(UserError, match="has no chat template, which style chat needs"):
+        evaluate.evaluate([condition], problems(2), [], tmp_path / "a.jsonl", **settings)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    with pytest.raises(KeyError):  # nothing is answered here
+        evaluate.evaluate([condition], problems(2), [], tmp_path / "a.jsonl", **settings)
+    (prompts, told) = seen.pop()
+    assert prompts == [f"<user>{mgsm.prompt(problem, [], 'chat')}<assistant>" for problem in problems(2)]
+    assert told["templated"]
+
+
+def test_progress_tells_speed_and_accuracy(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    bar = evaluate.Progress("a", problems(3), {0, 2}, ())
+    for i, text in ((0, "0"), (1, "1"), (2, "9")):
+        bar.told(i, kernel.Generation(text, 4, "eos", None))
+    assert (bar.n, bar.right, bar.tokens) == (2, 1, 8) and bar.postfix.endswith("tok/s, 50% right")
+    bar.close()

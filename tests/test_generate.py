@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import word_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from layerswap import generate as kernel
-from layerswap.generate import generate, nll, shared_length
+from layerswap.generate import generate, nll, shared_length, stream
 from layerswap.paths import UserError
 
 SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
@@ -92,11 +93,11 @@ def test_half_a_batch_where_the_memory_does_not_suffice(model_and_tokenizer, mon
     model, tokenizer = model_and_tokenizer
     texts, real, tried = prompts(tokenizer, 20), kernel.decode, []
 
-    def short(model, tokenizer, prefix, rows, *arguments):
-        tried.append(len(rows))
-        if len(rows) > 5:
+    def short(model, tokenizer, cache, last, *arguments):
+        tried.append(len(last))
+        if len(last) > 5:
             raise torch.cuda.OutOfMemoryError("no room")
-        return real(model, tokenizer, prefix, rows, *arguments)
+        return real(model, tokenizer, cache, last, *arguments)
 
     expected = generate(model, tokenizer, texts, 6)
     monkeypatch.setattr(kernel, "decode", short)
@@ -115,27 +116,62 @@ def test_a_stop_string_ends_an_answer(model_and_tokenizer):
 
 
 @pytest.mark.parametrize("shared", [0, 40])
-def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared):
+def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared, monkeypatch):
     model, tokenizer = model_and_tokenizer
     heads, tails = prompts(tokenizer, shared), prompts(tokenizer)[::-1]
     exact = model.double()
     results = nll(model.float(), tokenizer, heads, tails, batch_tokens=200)
-    for head, tail, (loss, n) in zip(heads, tails, results, strict=True):
+    for head, tail, loss in zip(heads, tails, results, strict=True):
         first, second = tokenizer(head).input_ids, tokenizer(tail).input_ids
         with torch.no_grad():
             logits = exact.double()(torch.tensor([first + second])).logits[0, len(first) - 1 : -1].log_softmax(-1)
         expected = -sum(logits[i, token].item() for i, token in enumerate(second))
-        assert n == len(second) and loss == pytest.approx(expected, rel=1e-4)
+        assert (loss.n_tokens, loss.n_bytes) == (len(second), len(tail.encode()))
+        assert loss.nats == pytest.approx(expected, rel=1e-4)
         model.float()
+    answers = generate(model, tokenizer, heads, 6)
+    for budget in (1, 300, 9999):
+        measured = generate(model, tokenizer, heads, 6, continuations=tails, batch_tokens=budget)
+        assert [(a.text, a.n_tokens, a.stop) for a in measured] == [(a.text, a.n_tokens, a.stop) for a in answers]
+        assert [a.loss.nats for a in measured] == pytest.approx([loss.nats for loss in results], rel=1e-4)
+    monkeypatch.setattr(kernel, "LOGITS", 1)  # one token at a time
+    again = nll(model, tokenizer, heads, tails)
+    assert [loss.nats for loss in again] == pytest.approx([loss.nats for loss in results], rel=1e-4)
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    texts = prompts(tokenizer, 40)
+    whole = list(stream(model, tokenizer, texts, 6, continuations=texts, batch_tokens=90))
+    assert len(whole) > 3 and sorted(i for batch in whole for i in batch) == list(range(24))
+    some = list(stream(model, tokenizer, texts, 6, continuations=texts, batch_tokens=90, wanted={5, 6}))
+    assert some == [batch for batch in whole if batch.keys() & {5, 6}] and len(some) < 3
+    assert list(stream(model, tokenizer, texts, 6, wanted=set())) == []
+
+
+def test_a_templated_prompt_gets_no_special_tokens():
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=None, pad_token_id=None, **SIZES)
+    model, seen = AutoModelForCausalLM.from_config(config).eval(), []
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].tolist()))
+    tokenizer.pad_token = None  # nor is one needed
+    for templated, ids in ((False, [1, 4, 5]), (True, [4, 5])):
+        generate(model, tokenizer, ["one two"], 1, templated=templated)
+        assert seen.pop() == [ids]
 
 
 def test_a_prompt_beyond_the_context_is_named(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
     text = prompts(tokenizer)[3]
-    with pytest.raises(UserError, match="the model takes 128"):
-        generate(model, tokenizer, [text], 128)
-    with pytest.raises(UserError, match="its continuation has .* tokens, the model takes 128"):
-        nll(model, tokenizer, [text], [" ".join([text] * 20)])
+    said = "1 of 2 prompts do not fit the model's context of 128 tokens: the longest, ending .*, has 16 and needs "
+    with pytest.raises(UserError, match=said + "120 more"):
+        generate(model, tokenizer, [text, "one"], 120)
+    with pytest.raises(UserError, match=said + "320 more"):
+        nll(model, tokenizer, [text, "one"], [" ".join([text] * 20), "two"])
+    with pytest.raises(UserError, match=said + "320 more"):
+        generate(model, tokenizer, [text, "one"], 1, continuations=[" ".join([text] * 20), "two"])
 
 
 def test_an_answer_of_no_tokens_is_refused(model_and_tokenizer):
@@ -148,6 +184,8 @@ def test_a_prompt_without_tokens_is_named(model_and_tokenizer):
     for call in (lambda: generate(model, tokenizer, ["", "one"], 5), lambda: nll(model, tokenizer, [""], ["one"])):
         with pytest.raises(UserError, match="prompt '' has no tokens"):
             call()
+    with pytest.raises(UserError, match="continuation '' has no tokens"):
+        nll(model, tokenizer, ["one", "two"], ["one", ""])
     assert generate(model, tokenizer, [], 5) == [] and nll(model, tokenizer, [], []) == []
 
 
