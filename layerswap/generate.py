@@ -13,11 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from layerswap.paths import UserError
-from layerswap.prefix import BLANK, SharedCache, forward, run_prefix, shared_attention
+from layerswap.prefix import SharedCache, forward, run_prefix, shared_attention
 
 SHORTEST = 16  # tokens from which on a shared prefix is worth its own pass
 PREFILL = 2048  # tokens of prompts that run through the model at once
 LOGITS = 1 << 28  # logits of continuations held at once (1 GiB in float32)
+SCORES = 1 << 28  # attention scores held at once, where torch's own kernel cannot be used
+NGRAM, DRAFT = 3, 4  # tokens that must have come before, and how many that followed them are tried
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,6 @@ def batches(lengths, budget):
         yield group
 
 
-def pad(rows, start, device):
-    """(ids, positions), int64 [rows, longest], blanks on the left; each row's first token is at position ``start``."""
-    longest = max(map(len, rows))
-    ids = [[0] * (longest - len(row)) + row for row in rows]
-    places = [[BLANK] * (longest - len(row)) + list(range(start, start + len(row))) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(places, device=device)
-
-
 def generate(model, tokenizer, prompts, max_new_tokens, stop=(), continuations=None, **settings):
     """Greedy answers, one ``Generation`` a prompt, in the order of ``prompts``; all else as in ``stream``."""
     answers = {}
@@ -126,13 +120,15 @@ def stream(
     with shared_attention(model):
         while groups:
             group = sorted(groups.pop(0), key=lambda i: -len(encoded[i]))
-            found, losses = {}, [None] * len(group)
+            rows, found, losses = [encoded[i][shared:] for i in group], {}, [None] * len(group)
             try:
-                cache, last = prefill(model, prefix, [encoded[i][shared:] for i in group])
+                cache, last = prefill(model, prefix, rows)
                 if continuations:
-                    nats = follow(model, cache, last, [tails[i] for i in group])
+                    nats = follow(model, cache, last, rows, [tails[i] for i in group])
                     losses = [loss(n, tails[i], continuations[i]) for n, i in zip(nats, group, strict=True)]
-                for row, tokens, reason in decode(model, tokenizer, cache, last, max_new_tokens, stop):
+                for row, tokens, reason in decode(
+                    model, tokenizer, cache, last, rows, encoded[0][:shared], max_new_tokens, stop
+                ):
                     text = tokenizer.decode(tokens, skip_special_tokens=True)
                     text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
                     found[group[row]] = Generation(text, len(tokens), reason, losses[row])
@@ -161,75 +157,99 @@ def encode_tails(tokenizer, continuations):
     return tails
 
 
-def decode(model, tokenizer, cache, last, max_new_tokens, stop):
+def decode(model, tokenizer, cache, last, rows, known, max_new_tokens, stop):
     """Yield (row, answer's token ids without the end token, stop reason) as rows of one batch finish.
 
-    cache, last: as ``prefill`` returns them, and used up.
+    cache, last: as ``prefill`` returns them for ``rows``. known: the prefix's token ids. What a row said before is
+    likely to be said again: the tokens that followed its last three before are tried along with the next one, and
+    those that the model would have chosen are kept. So a step may bring a row several tokens, and the same ones.
     """
-    ends, rows = end_tokens(model, tokenizer), len(last)
-    places = cache.seen[:, -1:]  # [rows, 1]
+    ends = end_tokens(model, tokenizer)
     tail = max((len(s.encode()) for s in stop), default=0) + 8  # tokens, of a byte or more, that hold what just ended
-    live, answers = list(range(rows)), [[] for _ in range(rows)]
-    done = set()
-    for step in range(max_new_tokens):
-        chosen = last.argmax(-1)  # [live rows]
-        for row, token in zip(live, chosen.tolist(), strict=True):
-            if row in done:
-                continue
-            reason = None
-            if token in ends:
-                reason = "eos"
-            else:
-                answers[row].append(token)
-                text = tokenizer.decode(answers[row][-tail:], skip_special_tokens=True) if stop else ""
-                if any(s in text for s in stop):
-                    reason = "stop string"
-                elif step + 1 == max_new_tokens:
-                    reason = "length"
-            if reason:
-                done.add(row)
-                yield row, answers[row], reason
-        if len(done) == rows:
+    heard, table = [[*row] for row in rows], followers(known, {}, NGRAM)  # what each row's next token comes after
+    tables, answers = [followers(row, {}, NGRAM) for row in rows], [[] for _ in rows]
+    live, done, fresh = list(range(len(rows))), set(), [[token] for token in last.argmax(-1).tolist()]
+    while True:
+        for row, tokens in zip(live, fresh, strict=True):
+            for token in tokens:
+                reason = None
+                if token in ends:
+                    reason = "eos"
+                else:
+                    answers[row].append(token)
+                    text = tokenizer.decode(answers[row][-tail:], skip_special_tokens=True) if stop else ""
+                    if any(s in text for s in stop):
+                        reason = "stop string"
+                    elif len(answers[row]) == max_new_tokens:
+                        reason = "length"
+                if reason:
+                    done.add(row)
+                    yield row, answers[row], reason
+                    break
+        if len(done) == len(rows):
             return
-        places = places + 1  # [live rows, 1]
-        if 8 * sum(row in done for row in live) >= len(live):  # to move the others costs more than a few idle rows
-            index = torch.tensor([i for i, row in enumerate(live) if row not in done], device=model.device)
+        if 4 * sum(row in done for row in live) >= len(live):  # to move the others costs more than a few idle rows
+            cache.keep([i for i, row in enumerate(live) if row not in done])
             live = [row for row in live if row not in done]
-            chosen, places = chosen[index], places[index]
-            cache.keep(index)
-        last = forward(model, cache, chosen[:, None], places)[:, -1]  # [live rows, vocabulary]
+        new, starts = [], []
+        for row in live:
+            before = len(heard[row])
+            heard[row] = rows[row] + answers[row]
+            starts.append(len(heard[row]) - 1)
+            room = min(DRAFT, max_new_tokens - len(answers[row]) - 1)
+            new.append([] if row in done else [heard[row][-1], *draft(heard[row], tables[row], known, table, room)])
+            followers(heard[row], tables[row], before)
+        chosen = iter(forward(model, cache, new, starts, every=True).argmax(-1).tolist())  # [new]
+        fresh = [accepted(tried, [next(chosen) for _ in tried]) for tried in new]
+
+
+def followers(tokens, table, start):
+    """The table, filled: each run of NGRAM tokens from place ``start`` on -> the place of the token after it."""
+    for i in range(max(start, NGRAM), len(tokens)):
+        table[tuple(tokens[i - NGRAM : i])] = i
+    return table
+
+
+def draft(heard, table, known, known_table, room):
+    """Up to ``room`` tokens that followed the last NGRAM before, in the row itself (as a loop) or in the prefix."""
+    last = tuple(heard[-NGRAM:])
+    if (at := table.get(last)) is not None:
+        return [heard[at + i % (len(heard) - at)] for i in range(room)]
+    at = known_table.get(last, len(known))
+    return known[at : at + room]
+
+
+def accepted(tried, chosen):
+    """The model's next tokens, one or more, given those tried (the first is certain) and what it chose after each."""
+    n = 0
+    while n + 1 < len(tried) and tried[n + 1] == chosen[n]:
+        n += 1
+    return chosen[: n + 1]
 
 
 def prefill(model, prefix, rows):
-    """(cache, logits of the next token [rows, vocabulary]) of rows sorted longest first, after a prefix.
+    """(cache, logits of the next token [rows, vocabulary]) of rows sorted longest first, after a prefix."""
+    cache, last, budget = SharedCache(model, prefix, len(rows)), [], PREFILL
+    if getattr(model.config, "attn_logit_softcapping", None):  # then all scores are held at once
+        width = model.config.num_attention_heads * (cache.shared + len(rows[0]))
+        budget = min(budget, SCORES // width)
+    for part in batches([len(row) for row in rows], budget):
+        new = [row if i in part else [] for i, row in enumerate(rows)]
+        last.append(forward(model, cache, new, [0] * len(rows)))  # [rows of the part, vocabulary]
+    return cache, torch.cat(last)
 
-    Rows of like length go together, so that hardly a blank is calculated.
-    """
-    caches, last = [], []
-    for part in batches([len(row) for row in rows], PREFILL):
-        caches.append(SharedCache(model, prefix))
-        ids, places = pad([rows[i] for i in part], caches[-1].shared, model.device)  # [rows of the part, longest]
-        last.append(forward(model, caches[-1], ids, places)[:, -1])
-    return caches[0] if len(caches) == 1 else SharedCache.joined(model, caches), torch.cat(last)
 
-
-def follow(model, cache, last, tails):
-    """Nats of each row's tail (token ids, one or more) after what the cache holds, which is left as it was.
-
-    last: logits of the next token, [rows, vocabulary].
-    """
-    own, (ids, places) = cache.seen.shape[1], pad(tails, 0, last.device)  # [rows, longest], blanks on the left
-    places = places.where(places == BLANK, places + cache.seen[:, -1:] + 1)  # [rows, longest]
+def follow(model, cache, last, rows, tails):
+    """Nats of each row's tail (token ids, one or more) after what ``prefill`` returned for ``rows``, left as it was."""
     first = torch.tensor([tail[0] for tail in tails], device=last.device)  # [rows]
     nats = F.cross_entropy(last.float(), first, reduction="none").double()  # [rows]
-    step, end = max(1, LOGITS // last.numel()), ids.shape[1] - 1
-    for start in range(0, end, step):
-        asked = slice(start, min(start + step, end))
-        logits = forward(model, cache, ids[:, asked], places[:, asked], step)  # [rows, step, vocabulary]
-        said = ids[:, asked.start + 1 : asked.stop + 1]  # [rows, step]
-        costs = F.cross_entropy(logits.float().transpose(1, 2), said, reduction="none")  # [rows, step]
-        nats += costs.double().masked_fill(places[:, asked] == BLANK, 0).sum(1)
-    cache.crop(own)
+    step = max(1, LOGITS // last.numel())
+    for start in range(0, max(map(len, tails)) - 1, step):
+        new = [tail[start : start + step] if len(tail) > start + step else tail[start:-1] for tail in tails]
+        said = [tail[start + 1 : start + 1 + len(asked)] for tail, asked in zip(tails, new, strict=True)]
+        logits = forward(model, cache, new, [len(row) + start for row in rows], every=True)  # [new, vocabulary]
+        said = torch.tensor([token for tokens in said for token in tokens], device=last.device)  # [new]
+        nats.index_add_(0, cache.row, F.cross_entropy(logits.float(), said, reduction="none").double())
     return nats.tolist()
 
 
@@ -253,7 +273,8 @@ def nll(model, tokenizer, prompts, continuations, batch_tokens=PREFILL):
     with shared_attention(model):
         for group in batches([len(h) + len(t) - shared for h, t in zip(heads, tails, strict=True)], batch_tokens):
             group.sort(key=lambda i: -len(heads[i]))
-            cache, last = prefill(model, prefix, [heads[i][shared:] for i in group])
-            for i, nats in zip(group, follow(model, cache, last, [tails[i] for i in group]), strict=True):
+            rows = [heads[i][shared:] for i in group]
+            cache, last = prefill(model, prefix, rows)
+            for i, nats in zip(group, follow(model, cache, last, rows, [tails[i] for i in group]), strict=True):
                 losses[i] = loss(nats, tails[i], continuations[i])
     return losses
