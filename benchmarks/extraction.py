@@ -21,18 +21,20 @@ import json, sys
 from pathlib import Path
 import lm_eval, yaml
 from lm_eval.api.metrics import exact_match_hf_evaluate
-from lm_eval.filters.extraction import RegexFilter
-folder, rows, found = Path(lm_eval.__file__).parent / "tasks/mgsm/native_cot", json.load(sys.stdin), []
+from lm_eval.filters.extraction import RegexFilter, WhitespaceFilter
+folder, rows, found = Path(lm_eval.__file__).parent / "tasks/mgsm", json.load(sys.stdin), []
 filters = {}
-class Loader(yaml.SafeLoader):
-    pass
-for path in folder.glob("mgsm_native_cot_*.yaml"):
-    steps = yaml.load(path.read_text(), Loader)["filter_list"]
-    filters[path.stem[-2:]] = [{k: v for k, v in step["filter"][0].items() if k != "function"} for step in steps]
-for text, language, number in rows:
+for style in ("native_cot", "en_cot", "direct"):
+    for path in (folder / style).glob(f"mgsm_{style}_*.yaml"):
+        task = yaml.safe_load(path.read_text())
+        steps = (yaml.safe_load((path.parent / task["include"]).read_text()) | task)["filter_list"]
+        filters[style, path.stem[-2:]] = [
+            {k: v for k, v in step["filter"][0].items() if k != "function"} for step in steps]
+for text, language, number, style in rows:
     scores = []
-    for settings in filters[language]:
-        said = RegexFilter(**settings).apply([[text]], [{}])[0][0]
+    for settings in filters[style, language]:
+        chosen = RegexFilter(**settings) if settings else WhitespaceFilter()
+        said = chosen.apply([[text]], [{}])[0][0]
         match = exact_match_hf_evaluate([said], [str(number)], ignore_case=True, ignore_punctuation=True)
         scores.append(bool(match["exact_match"]))
     found.append(scores)
@@ -61,11 +63,16 @@ PIECES = [
 ]
 
 
+STYLES = ["native_cot", "native_cot", "en_cot", "direct"]
+
+
 def main():
     rng, rows = random.Random(0), []
     for store in sys.argv[1:]:
         for line in Path(store).read_text(encoding="utf-8").splitlines():
-            rows.append((json.loads(line)["text"], rng.choice(list(mgsm.STRICT)), rng.choice([18, 8, 2125])))
+            rows.append(
+                (json.loads(line)["text"], rng.choice(list(mgsm.STRICT)), rng.choice([18, 8, 2125]), rng.choice(STYLES))
+            )
     rows = rng.sample(rows, min(1000, len(rows)))
     real = len(rows)
     while len(rows) < 2000:
@@ -76,7 +83,7 @@ def main():
             parts.insert(
                 rng.randint(0, len(parts)), f"{before}{rng.choice(['18', '-18', '1,800', '8.', '18,0'])}{after}"
             )
-        rows.append(("".join(parts), language, rng.choice([18, 8, 1800])))
+        rows.append(("".join(parts), language, rng.choice([18, 8, 1800]), rng.choice(STYLES)))
     done = subprocess.run([peers.environment("lm-eval") / "python", "-c", PEER], input=json.dumps(rows), text=True,
                           capture_output=True)  # fmt: skip
     if done.returncode:
@@ -86,7 +93,9 @@ def main():
     wrong = [(row, a, b) for row, a, b in zip(rows, ours, theirs, strict=True) if a != b]
     assert not wrong, wrong[:5]
     hits = [sum(score[i] for score in theirs) for i in (0, 1)]
-    print(f"{len(rows)} texts ({real} of models): {hits[0]} right by strict, {hits[1]} by flexible; as lm-eval says")
+    print(
+        f"{len(rows)} texts ({real} of models), three styles: {hits[0]} right by strict, {hits[1]} by flexible; as lm-eval says"
+    )
 
 
 if __name__ == "__main__":

