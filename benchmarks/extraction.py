@@ -93,9 +93,8 @@ def main():
     wrong = [(row, a, b) for row, a, b in zip(rows, ours, theirs, strict=True) if a != b]
     assert not wrong, wrong[:5]
     hits = [sum(score[i] for score in theirs) for i in (0, 1)]
-    print(
-        f"{len(rows)} texts ({real} of models), three styles: {hits[0]} right by strict, {hits[1]} by flexible; as lm-eval says"
-    )
+    print(f"{len(rows)} texts ({real} of models) in three styles, scored as by lm-eval: {hits[0]} right by its strict "
+          f"filter, {hits[1]} by its flexible one")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ SHAPES = (1, 1500, 4000, 16384, 1 << 20)  # tokens of a batch: one row, a few, m
 SIZES = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
 TINY = {
     "tiny Llama": LlamaConfig, "tiny Qwen3": Qwen3Config,
-    "tiny Gemma 3": lambda **fields: Gemma3TextConfig(sliding_window=50, sliding_window_pattern=2, head_dim=16, **fields),
+    "tiny Gemma 3": lambda **fields: Gemma3TextConfig(
+        sliding_window=50, sliding_window_pattern=2, head_dim=16, **fields
+    ),
 }  # fmt: skip
 
 
