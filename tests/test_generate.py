@@ -144,12 +144,12 @@ def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared, monkeypatch)
 @pytest.mark.parametrize("shared", [0, 40])
 def test_drafts_save_passes_and_change_nothing(model_and_tokenizer, shared, monkeypatch):
     model, tokenizer = model_and_tokenizer
-    texts, forward, passes = prompts(tokenizer, shared), kernel.forward, []
+    texts, forward, passes = prompts(tokenizer, shared)[:8], kernel.forward, []
     monkeypatch.setattr(kernel, "forward", lambda *a, **every: passes.append(every) or forward(*a, **every))
-    drafted = generate(model, tokenizer, texts, 24)
+    drafted = [generate(model, tokenizer, [text], 40) for text in texts]  # alone: a batch waits for its slowest row
     n = len(passes)
     monkeypatch.setattr(kernel, "DRAFT", 0)
-    assert generate(model, tokenizer, texts, 24) == drafted and n < len(passes) - n
+    assert [generate(model, tokenizer, [text], 40) for text in texts] == drafted and n < 0.9 * (len(passes) - n)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1), st.data())
