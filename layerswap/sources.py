@@ -76,7 +76,7 @@ def math_rows(source, n, seed):
         from layerswap import lab
 
         return lab.math_rows(n, seed)
-    (ask, reply), rows = mgsm.HEADERS["en"], []
+    (ask, reply, _), rows = mgsm.HEADERS["en"], []
     for i, row in enumerate(read(data_folder() / "gsm8k" / "train.jsonl"), 1):
         steps, mark, number = re.sub(r"<<[^>]*>>", "", row["answer"]).partition("\n#### ")
         if not mark:

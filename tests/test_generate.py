@@ -14,6 +14,7 @@ from transformers import (
     GptOssConfig,
     Llama4TextConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
@@ -142,14 +143,21 @@ def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared, monkeypatch)
 
 
 @pytest.mark.parametrize("shared", [0, 40])
-def test_drafts_save_passes_and_change_nothing(model_and_tokenizer, shared, monkeypatch):
-    model, tokenizer = model_and_tokenizer
-    texts, forward, passes = prompts(tokenizer, shared)[:8], kernel.forward, []
+def test_drafts_save_passes_and_change_nothing(shared, monkeypatch):
+    tokenizer = word_tokenizer()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=None, **SIZES)
+    ).eval()
+    with torch.no_grad():  # each token has one that follows it, so all answers end in a loop
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_(), layer.mlp.down_proj.weight.zero_()
+    texts, forward, passes = prompts(tokenizer, shared), kernel.forward, []
     monkeypatch.setattr(kernel, "forward", lambda *a, **every: passes.append(every) or forward(*a, **every))
-    drafted = [generate(model, tokenizer, [text], 40) for text in texts]  # alone: a batch waits for its slowest row
+    drafted = generate(model, tokenizer, texts, 60)
     n = len(passes)
     monkeypatch.setattr(kernel, "DRAFT", 0)
-    assert [generate(model, tokenizer, [text], 40) for text in texts] == drafted and n < 0.9 * (len(passes) - n)
+    assert generate(model, tokenizer, texts, 60) == drafted and n < 0.7 * (len(passes) - n)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1), st.data())
