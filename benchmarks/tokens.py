@@ -2,11 +2,13 @@
 
     LAYERSWAP_DATA=... python benchmarks/tokens.py [--prompts 200] [--max-new-tokens 32]
 
-Tiny random Llama, Qwen3 and Gemma 3 (sliding windows) on prompts of words, and SmolLM2-135M from its wheel on Swahili
-MGSM with two exemplars; with the shared prefix held once and without. The reference runs one prompt at a time.
+Tiny random Llama, Qwen3 and Gemma 3 (sliding windows), and SmolLM2-135M from its wheel, on Swahili MGSM with two
+exemplars: answers, their lengths and how they ended, with the shared prefix held once and without. The reference runs
+one prompt at a time.
 """
 
 import argparse
+import sys
 
 import measure
 import torch
@@ -48,21 +50,28 @@ def main():
     parser.add_argument("--max-new-tokens", type=int, default=32)
     options = parser.parse_args()
     print(measure.machine())
+    missed = 0
     for name, model, tokenizer, prompts in cases(options.prompts):
         expected = []
         for prompt in prompts:
             given = tokenizer(prompt, return_tensors="pt")
             with torch.inference_mode():
                 made = model.generate(**given, max_new_tokens=options.max_new_tokens, do_sample=False)
-            expected.append(tokenizer.decode(made[0, given.input_ids.shape[1] :], skip_special_tokens=True))
+            tokens = made[0, given.input_ids.shape[1] :]
+            ended = tokens[-1].item() in kernel.end_tokens(model, tokenizer)
+            expected.append((tokenizer.decode(tokens, skip_special_tokens=True), len(tokens) - ended, ended))
         for shortest in (kernel.SHORTEST, 1 << 30):
             kernel.SHORTEST, told = shortest, "no prefix held" if shortest == 1 << 30 else "prefix held once"
             for shape in SHAPES:
                 answers = kernel.generate(model, tokenizer, prompts, options.max_new_tokens, batch_tokens=shape)
-                same = sum(answer.text == text for answer, text in zip(answers, expected, strict=True))
+                found = [(answer.text, answer.n_tokens, answer.stop == "eos") for answer in answers]
+                same = sum(a == b for a, b in zip(found, expected, strict=True))
+                missed += same < len(prompts)
                 print(f"{name}, {told}, batches of {shape} tokens: {same} of {len(prompts)} answers are generate's",
                       flush=True)  # fmt: skip
         kernel.SHORTEST = 16
+    if missed:
+        sys.exit(f"{missed} cases differ")
 
 
 if __name__ == "__main__":

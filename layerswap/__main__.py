@@ -97,7 +97,7 @@ def parser():
     command.add_argument("--limit", type=int, metavar="N", help="problems a language (all)")
     command.add_argument("--max-new-tokens", type=int, default=320, metavar="N", help="tokens of an answer")
     command.add_argument("--batch-tokens", type=int, default=16384, metavar="N", help="tokens of a batch")
-    command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model runs")
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's own choice)")
     command.add_argument("--samples", metavar="FILE", default="answers.jsonl", help="where the answers are kept")
@@ -209,10 +209,10 @@ def verify(options):
 
 
 def evaluate(options):
-    languages = [code.strip() for code in options.languages.split(",")]
-    for name in ("max_new_tokens", "batch_tokens"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected 1 or more")
+    languages = list(dict.fromkeys(code.strip() for code in options.languages.split(",")))
+    for name, least in (("max_new_tokens", 1), ("batch_tokens", 1), ("threads", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected {least} or more")
     n = options.exemplars if options.exemplars is not None else 0 if options.style == "chat" else 8
     if n < 0:
         raise UserError(f"--exemplars is {n}, expected 0 or more")
@@ -271,7 +271,8 @@ def main(arguments=None):
         print(f"layerswap: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("layerswap: interrupted, nothing was written", file=sys.stderr)
+        kept = "the answers so far are kept" if options.command == "eval" else "nothing was written"
+        print(f"layerswap: interrupted, {kept}", file=sys.stderr)
         return 130
     return 0
 

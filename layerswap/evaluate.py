@@ -27,6 +27,7 @@ class Store:
 
     def __init__(self, path):
         self.path, self.rows, self.seen = Path(path), {}, 0
+        self.waiting, self.flushed = [], time.monotonic()
         self.read()
 
     def read(self):
@@ -45,18 +46,30 @@ class Store:
                 except (ValueError, KeyError, TypeError):
                     continue
 
-    def append(self, rows):
-        """Add the rows whose key is not there yet as whole lines, flushed to the disk; a torn line is closed before."""
+    def check(self):
+        """UserError unless the file can be written to; before any work is done for it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        there = self.path.is_file() or not self.path.exists()
+        if not there or not os.access(self.path if self.path.exists() else self.path.parent, os.W_OK):
+            raise UserError(f"{self.path}: answers cannot be written there")
+
+    def add(self, row):
+        """Append a row, with others of the same second."""
+        self.waiting.append(row)
+        if time.monotonic() - self.flushed > 1:
+            self.flush()
+
+    def flush(self):
+        """Append the rows that wait and whose key is not there yet, as whole lines, and flush them to the disk."""
         with open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = file.seek(0, os.SEEK_END)
-            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a torn line
                 file.write(b"\n")
                 file.flush()
             self.read()
             new = {}
-            for row in rows:
+            for row in self.waiting:
                 if row["key"] not in self.rows:
                     new.setdefault(row["key"], row)
             lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in new.values())
@@ -64,6 +77,7 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
             self.read()
+        self.waiting, self.flushed = [], time.monotonic()
 
 
 def evaluate(conditions, problems, shots, store, *, style, max_new_tokens, batch_tokens=16384):
@@ -76,7 +90,7 @@ def evaluate(conditions, problems, shots, store, *, style, max_new_tokens, batch
     a tokenizer without the chat template that style "chat" needs.
     """
     store, frame = Store(store), []
-    stop = mgsm.stops(problems[0].language, style)
+    stop = mgsm.stops(problems[0].language, style, bool(shots))
     prompts = [mgsm.prompt(problem, shots, style) for problem in problems]
     golds = [mgsm.gold(problem, style) for problem in problems]
     for label, weights, load in conditions:
@@ -84,42 +98,62 @@ def evaluate(conditions, problems, shots, store, *, style, max_new_tokens, batch
         keys = [digest([*decoding, prompt, gold]) for prompt, gold in zip(prompts, golds, strict=True)]
         missing = {i for i, key in enumerate(keys) if key not in store.rows}
         if missing:
-            told = {"language": problems[0].language, "style": style, "shots": len(shots), "weights": weights}
-            with Progress(label, problems, missing, stop) as bar:
-                for batch in answers(load(), prompts, golds, missing, stop, style, max_new_tokens, batch_tokens, bar):
-                    store.append([{"key": keys[i], "id": problems[i].id, **told, **row} for i, row in batch.items()])
+            store.check()
+            about = {"language": problems[0].language, "style": style, "shots": len(shots), "weights": weights}
+            with Progress(label, problems, missing) as bar:
+
+                def told(i, answer, bar=bar, about=about, keys=keys):
+                    bar.told(i, answer)
+                    store.add({"key": keys[i], "id": problems[i].id, **about, **stored(answer)})
+
+                model, tokenizer = load()
+                texts = [in_chat(tokenizer, prompt) for prompt in prompts] if style == "chat" else prompts
+                for _ in stream(model, tokenizer, texts, max_new_tokens, stop, golds, templated=style == "chat",
+                                wanted=missing, batch_tokens=batch_tokens, told=told):  # fmt: skip
+                    store.flush()
         rows = [store.rows[key] for key in keys]
-        frame += [score(label, problem, row, style, stop) for problem, row in zip(problems, rows, strict=True)]
+        frame += [score(label, problem, row, style) for problem, row in zip(problems, rows, strict=True)]
     return pd.DataFrame(frame, columns=COLUMNS).astype({"value": "str", "answer_language": "str"})
 
 
-def answers(loaded, prompts, golds, missing, stop, style, max_new_tokens, batch_tokens, bar):
-    """Yield {index: what is stored of an answer}, a batch at a time, until those of ``missing`` are there."""
-    from layerswap.generate import stream  # here, because a finished evaluation needs no torch
+def stream(*arguments, **settings):
+    """``generate.stream``, which a finished evaluation does without: it needs torch."""
+    from layerswap import generate
 
-    model, tokenizer = loaded
-    if style == "chat":
-        if not tokenizer.chat_template:
-            raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template, which style chat needs")
-        said = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        settings = {"tokenize": False, "add_generation_prompt": True, "date_string": TODAY}
-        prompts = [tokenizer.apply_chat_template(each, **settings) for each in said]
-    for batch in stream(model, tokenizer, prompts, max_new_tokens, stop, golds, templated=style == "chat",
-                        wanted=missing, batch_tokens=batch_tokens, told=bar.told):  # fmt: skip
-        yield {
-            i: {"text": answer.text, "stop": answer.stop, "n_tokens": answer.n_tokens,
-                "answer_language": mgsm.language_of(answer.text), "answer_nll": answer.loss.nats,
-                "answer_tokens": answer.loss.n_tokens, "answer_bytes": answer.loss.n_bytes}
-            for i, answer in batch.items()
-        }  # fmt: skip
+    return generate.stream(*arguments, **settings)
+
+
+def in_chat(tokenizer, prompt):
+    """A prompt in the tokenizer's chat template. UserError if it has none, or one that fails."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template, which style chat needs")
+    clock = "{%- macro strftime_now(form) -%}" + TODAY + "{%- endmacro -%}"
+    try:
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], chat_template=clock + tokenizer.get_chat_template(),
+            tokenize=False, add_generation_prompt=True, date_string=TODAY,
+        )  # fmt: skip
+    except (TemplateError, ValueError) as error:
+        raise UserError(f"{tokenizer.name_or_path}: the chat template fails ({' '.join(str(error).split())})") from None
+
+
+def stored(answer):
+    """What is stored of a ``Generation``."""
+    return {
+        "text": answer.text, "stop": answer.stop, "n_tokens": answer.n_tokens,
+        "answer_language": mgsm.language_of(answer.text), "answer_nll": answer.loss.nats,
+        "answer_tokens": answer.loss.n_tokens, "answer_bytes": answer.loss.n_bytes,
+    }  # fmt: skip
 
 
 class Progress(tqdm):
     """A bar over missing answers, on a terminal only, with tokens a second and the accuracy so far."""
 
-    def __init__(self, label, problems, missing, stop):
+    def __init__(self, label, problems, missing):
         super().__init__(total=len(missing), desc=f"{label}, {problems[0].language}", disable=None, leave=False)
-        self.problems, self.missing, self.marks = problems, missing, stop
+        self.problems, self.missing = problems, set(missing)
         self.right, self.tokens, self.begun = 0, 0, time.monotonic()
 
     def told(self, i, answer):
@@ -127,16 +161,17 @@ class Progress(tqdm):
         problem = self.problems[i]
         if self.disable or i not in self.missing:
             return
-        self.right += mgsm.extract(answer.text, problem.language, self.marks).value == problem.number
+        self.missing.discard(i)
+        self.right += mgsm.extract(answer.text, problem.language).value == problem.number
         self.tokens += answer.n_tokens
         rate = self.tokens / max(time.monotonic() - self.begun, 1e-9)
         self.set_postfix_str(f"{rate:.0f} tok/s, {self.right / (self.n + 1):.0%} right", refresh=False)
         self.update()
 
 
-def score(label, problem, row, style, stop):
+def score(label, problem, row, style):
     """The result row of a stored answer: what it says, and whether it is the problem's number."""
-    found = mgsm.extract(row["text"], problem.language, stop)
+    found = mgsm.extract(row["text"], problem.language)
     strict, flexible = mgsm.lm_eval_scores(row["text"], problem.language, problem.number, style)
     return {
         "condition": label, "language": problem.language, "style": style, "id": problem.id, "gold": problem.number,

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -65,7 +66,7 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
     condition that was scored before costs nothing. Columns as in ``evaluate.evaluate``.
     """
     index, frames = load(profile), []
-    tokenizer, reading = AutoTokenizer.from_pretrained(index["math"]), reading_digest(index["math"])
+    tokenizer, reading = cache(AutoTokenizer.from_pretrained), cache(reading_digest)
     for code in languages:
         pair = Resident(index["math"], index["languages"].get(code, index["math"]), device=device)
         conditions = [(each.name, pair, each) for each in plans]
@@ -75,7 +76,11 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
         frames.append(
             evaluate.evaluate(
                 [
-                    (name, digest([two.key(each), reading]), lambda two=two, each=each: (two.apply(each), tokenizer))
+                    (
+                        name,
+                        digest([two.key(each), reading(two.folders["math"])]),
+                        lambda two=two, each=each: (two.apply(each), tokenizer(two.folders["math"])),
+                    )
                     for name, two, each in conditions
                 ],
                 problems(index, code, split, n_problems),

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from layerswap.paths import UserError
-from layerswap.prefix import SharedCache, forward, run_prefix, shared_attention
+from layerswap.prefix import SharedCache, check_ordinary, forward, run_prefix, shared_attention
 
 SHORTEST = 16  # tokens from which on a shared prefix is worth its own pass
 PREFILL = 2048  # tokens of prompts that run through the model at once
@@ -50,8 +50,13 @@ def encode(tokenizer, texts, special, model, room):
     UserError names the longest text and counts them all if some, with ``room`` (tokens a text) more, exceed the model's
     context: nothing is cut.
     """
+    check_ordinary(model)
     encoded = tokenizer(texts, add_special_tokens=special).input_ids if texts else []
-    context = model.config.max_position_embeddings
+    if any(ids[-1:] == [tokenizer.eos_token_id] for ids in encoded if special):
+        raise UserError(f"{tokenizer.name_or_path}: the tokenizer ends every text; set add_eos_token to false")
+    context, rope = model.config.max_position_embeddings, getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # beyond that, what was calculated before would have to change
+        context = min(context, rope["original_max_position_embeddings"])
     over = [(len(ids) + more, i) for i, (ids, more) in enumerate(zip(encoded, room, strict=True))]
     over = [(total, i) for total, i in over if total > context]
     if over:
@@ -136,8 +141,11 @@ def stream(
                         told(group[row], found[group[row]])
             except torch.cuda.OutOfMemoryError:
                 if len(group) == 1:
-                    raise
+                    raise UserError(
+                        f"{model.device}: no memory for one prompt of {len(encoded[group[0]])} tokens"
+                    ) from None
                 found = None
+            cache = last = None  # or the next batch would find less room
             if found is None:
                 torch.cuda.empty_cache()  # here, where the error no longer holds what was tried
                 groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]

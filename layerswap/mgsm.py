@@ -63,20 +63,23 @@ INSTRUCTIONS = {
     "th": 'แก้โจทย์คณิตศาสตร์นี้ทีละขั้นตอน แล้วเขียน "{}" และตัวเลขคำตอบเท่านั้นในบรรทัดสุดท้าย',
     "zh": "请逐步解答这道数学题。然后在最后一行写出“{}”和答案的数字，不要写别的。",
 }
-# How an answer is announced; the number follows in the same sentence.
+# What an answer is called; it is announced where one of BEFORE, or the number itself, follows.
 PHRASES = {
-    "bn": r"উত্তর",
-    "de": r"\bAntwort\b",
-    "en": r"\banswer\b",
-    "es": r"\brespuesta\b",
-    "fr": r"\bréponse\b",
+    "bn": r"উত্তর(?:টি)?",
+    "de": r"\bAntwort",
+    "en": r"\banswer",
+    "es": r"\brespuesta",
+    "fr": r"\bréponse",
     "ja": r"答え|解答|回答",
-    "ru": r"\bответ\b",
-    "sw": r"\bjibu\b",
+    "ru": r"\bответ",
+    "sw": r"\bjibu",
     "te": r"సమాధానం|జవాబు",
     "th": r"คำตอบ",
-    "zh": r"答案|答[:：]",
+    "zh": r"答案|(?<!解)答",
 }
+QUOTES = r"[\s*_`\"”»」)]*"
+COPULAS = r"(?:is|was|would be|should be|will be|lautet|ist|es|est|ni)\b|হলো|হল|হবে|คือ|は|是|为|為|[:：=—–→]"
+BEFORE = rf"(?:{QUOTES}(?:{COPULAS})|(?={QUOTES}[$€£¥₹]?\d))"
 # lm-eval 0.4.13: what stands before and after the number in its strict filters (its Bengali one is English), and the
 # one flexible filter.
 STRICT = {
@@ -90,12 +93,23 @@ STYLES = ("lab", "native_cot", "en_cot", "direct", "chat")
 FOLDERS = {"local": "mgsm", "rev2": "mgsm_rev2"}
 DECIMAL_COMMA = ("de", "es", "fr", "ru")
 SPACES = " '\u00a0\u2009\u202f"
-DIGITS = r"\d+(?:[.,\u00a0\u2009\u202f' ]\d+)*"
-NUMBER = re.compile(rf"[-+]?(?:[$€£¥₹]\s?)?(?<![\d.,]){DIGITS}")  # a sign stands at its number: "- 5" is a list
-GROUPED = r"\d{{1,3}}(?:{s}\d{{3}})+|\d{{1,2}}(?:{s}\d{{2}})*{s}\d{{3}}"  # 1,234,567 or 12,34,567
-TEN_THOUSANDS = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s?[万萬]\s?(\d{1,4})?(?!\d)")  # 11万4200 in Chinese and Japanese
-ASCII = str.maketrans("\uff0d\u2212\uff0e\uff0c\uff0b\uff1d", "--.,+=")  # full width marks, the minus sign
-MARKS = re.compile(r"####|\\boxed\{")
+DIGITS = r"\d+(?:[.,\u00a0\u2009\u202f' ]\d+)*|(?<![^\s$€£¥₹(])\.\d+"
+NUMBER = rf"[-+]?(?:[$€£¥₹]\s?)?(?<!\d)(?<!\d[.,])(?:{DIGITS})"  # a sign stands at its number: "- 5" is a list
+GROUPED = r"[1-9]\d{{0,2}}(?:{s}\d{{3}})+|[1-9]\d?(?:{s}\d{{2}})*{s}\d{{3}}"  # 1,234,567 or 12,34,567
+OPERAND = rf"[\s(（]*{NUMBER}\s?[^\W\d]*[\s)）]*"  # a number with its unit, in or out of brackets
+CALCULATION = re.compile(rf"{OPERAND}(?:(?:[-+*/×÷=–]|\bx\b|:(?=\s)){OPERAND})*")
+# 11万4200 and 3万5千 in Chinese and Japanese.
+TEN_THOUSANDS = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s?[万萬]\s?(?:(\d)千|(\d{1,4}))?(?!\d)")
+# What means the same, so that one spelling is left: full width marks, the minus sign, LaTeX.
+SPELLINGS = [
+    (re.compile(pattern), to)
+    for pattern, to in [
+        ("[\uff0d\u2212]", "-"), ("\uff0b", "+"), ("\uff1d", "="), (r"(?<=\d)\uff0e(?=\d)", "."),
+        (r"(?<=\d)\uff0c(?=\d)", ","), (r"(?<=\d)\u2019(?=\d)", "'"), (r"\\!", ""), (r"\{,\}", ","),
+        (r"(?<=\d)\\[,;:](?=\d)", ","), (r"\\times\b|\\cdot\b|[⋅·]", "×"), (r"\\div\b", "÷"), (r"\\[()\[\]]", " "),
+    ]
+]  # fmt: skip
+LISTED = re.compile(r"(?m)^[ \t]*\d{1,2}[.)][ \t]+(?=\S)")  # "2. " before a step
 SENTENCE_END = re.compile(r"\n|[。।]|[.!?](?:\s|$)")
 
 
@@ -134,6 +148,8 @@ def load(source, language, split="test", limit=None):
         rows = read_tsv(tsv_path(source, language))
     else:
         rows = [(row["question"], str(row["answer_number"])) for row in hub_rows(source, language, "test")]
+    if not rows:
+        raise UserError(f"mgsm {language} from {source} holds no problems")
     problems = []
     for i, (question, number) in enumerate(rows[:limit]):
         value = to_number(number, "en")
@@ -172,7 +188,7 @@ def tsv_path(source, language):
 def read_tsv(path):
     """[(question, answer)] of a published TSV file. UserError names the line that has not two fields."""
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
     rows = [line.split("\t") for line in lines if line.strip()]
@@ -207,7 +223,7 @@ def exemplars(source, language, n, style="native_cot"):
         number = extract(answer, language).value
         if number is None:
             raise UserError(f"exemplar {i} of {language} has no number in its answer {answer[:60]!r}")
-        found.append(Problem(f"exemplar-{i}", language, bare(question), bare(answer), int(number)))
+        found.append(Problem(f"exemplar-{i}", language, bare(question, language), bare(answer, language), int(number)))
     if style != "en_cot":
         return found
     english = exemplars(source, "en", n)
@@ -230,9 +246,10 @@ def published_exemplars(source, language):
         raise UserError(f"{path}: not the published exemplars of {language} ({error!r})") from None
 
 
-def bare(text):
-    """A text without the header before its first colon."""
-    return re.split(r"[:：]\s*", text, maxsplit=1)[-1]
+def bare(text, language):
+    """An exemplar's text without its header."""
+    header = next((header.rstrip() for header in HEADERS[language] if text.startswith(header.rstrip())), "")
+    return text.removeprefix(header).lstrip()
 
 
 def prompt(problem, shots, style):
@@ -255,9 +272,9 @@ def prompt(problem, shots, style):
     return "".join(solved) + f"{ask}{problem.question}\n{reply.rstrip()}"
 
 
-def stops(language, style):
-    """Strings that end an answer: a blank line and the header of a next question; a chat ends by itself."""
-    return () if style in ("lab", "chat") else ("\n\n", HEADERS[language][0].rstrip())
+def stops(language, style, shots=True):
+    """Strings that end an answer: the header of a next question, and a blank line after shots; a chat ends itself."""
+    return () if style in ("lab", "chat") else (*["\n\n"][:shots], HEADERS[language][0].rstrip())
 
 
 def gold(problem, style):
@@ -267,8 +284,8 @@ def gold(problem, style):
 
 
 def spoken(language, style):
-    """The language an answer should be in."""
-    return "en" if style == "en_cot" else language
+    """The language an answer should be in; the lab's solutions are English."""
+    return "en" if style in ("en_cot", "lab") else language
 
 
 @cache
@@ -287,28 +304,23 @@ def language_of(text):
 
 def to_number(text, language):
     """The Decimal that a number's text means, or None: any script's digits, groups only where they are well formed."""
-    text = "".join(str(unicodedata.digit(c)) if c.isdigit() else c for c in text).replace("\u2212", "-")
-    text = re.sub(r"[^\d.,'\-\u00a0\u2009\u202f ]", "", text).strip(" .,'")
+    text = "".join(str(unicodedata.digit(c)) if c.isdigit() else c for c in text)
+    text = re.sub(r"[^\d.,'\-\u00a0\u2009\u202f ]", "", text).strip(" ,'").rstrip(".")
     sign, body = (-1, text.lstrip("-+ ")) if text.startswith("-") else (1, text)
     for mark in (",", ".", *SPACES):
-        point = "," if mark == "." else "."
+        point = "," if mark == "." or mark != "," and language in DECIMAL_COMMA else "."
         whole, _, rest = body.partition(point)
         well_formed = re.fullmatch(GROUPED.format(s=re.escape(mark)), whole)
         if well_formed and re.fullmatch(r"\d*", rest) and (mark != "." or language in DECIMAL_COMMA):
             return sign * Decimal(whole.replace(mark, "") + (f".{rest}" if rest else ""))
     if language in DECIMAL_COMMA:
         body = body.replace(",", ".")
-    return sign * Decimal(body) if re.fullmatch(r"\d+(?:\.\d+)?", body) else None
+    return sign * Decimal(body) if re.fullmatch(r"\d*(?:\.\d+)?", body) and body else None
 
 
 def numbers(text, language):
     """The numbers of a text in order; a run that is no well-formed number is read piece by piece."""
-    text = text.replace("{,}", ",").replace("\\,", ",")
-    if language in ("ja", "zh"):
-        text = TEN_THOUSANDS.sub(
-            lambda found: str(int(Decimal(found[1].replace(",", "")) * 10000) + int(found[2] or 0)), text
-        )
-    for found in NUMBER.finditer(text):
+    for found in re.finditer(NUMBER, text):
         raw = found.group()
         before = text[found.start() - 1] if found.start() else " "
         if raw.startswith("-") and before.isalnum() and unicodedata.category(before) != "Lo":
@@ -317,18 +329,36 @@ def numbers(text, language):
         yield from [value] if value is not None else (to_number(part, language) for part in re.findall(r"\d+", raw))
 
 
+def spelled(text, language):
+    """A text in one spelling: signs, marks and LaTeX; without the header of an answer and the numbers of its steps."""
+    for pattern, to in SPELLINGS:
+        text = pattern.sub(to, text)
+    if language in ("ja", "zh"):
+        text = TEN_THOUSANDS.sub(lambda found: str(in_units(*found.groups())), text)
+    for code in (language, "en"):
+        text = text.replace(HEADERS[code][1].rstrip(" :："), "")
+    return LISTED.sub("", text) if re.search(r"(?m)^[ \t]*1[.)][ \t]", text) else text
+
+
+def in_units(ten_thousands, thousands, units):
+    whole = Decimal(ten_thousands.replace(",", "")) * 10000
+    return int(whole + 1000 * int(thousands or 0) + int(units or 0))
+
+
 def extract(text, language, stop=()):
-    """The number an answer gives. First after the last mark (#### or \\boxed), else after the last native (or English)
-    announcement of the answer that has one, else the last number of the last line that has one. Text after a stop
-    string does not count.
+    """The number an answer gives. First in the last mark (\\boxed, or GSM8K's #### before nothing but a number), else
+    after the last native (or English) announcement of the answer that has one, else the last number of the last line
+    that has one. Text after a stop string does not count.
     """
-    text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))].translate(ASCII)
-    marks = list(MARKS.finditer(text))
-    if marks and (value := next(numbers(text[marks[-1].end() :].split("\n")[0], language), None)) is not None:
-        return Extraction(value, "mark")
+    text = spelled(text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))], language)
+    for mark in (r"\\boxed\{([^{}]*)\}", rf"####[ \t]*({CALCULATION.pattern}[^\d\n]*)$"):
+        for said in reversed(re.findall(mark, text, re.MULTILINE)):
+            if (value := stated(said, language)) is not None:
+                return Extraction(value, "mark")
     for phrase in (PHRASES[language], PHRASES["en"]):
-        for found in reversed(list(re.finditer(phrase, text, re.IGNORECASE))):
-            if (value := announced(text[found.end() :], language)) is not None:
+        for found in reversed(list(re.finditer(rf"(?:{phrase}){BEFORE}", text, re.IGNORECASE))):
+            said = re.sub(rf"^{QUOTES}", "", text[found.end() :])
+            if (value := stated(SENTENCE_END.split(said)[0], language)) is not None:
                 return Extraction(value, "phrase")
     for line in reversed(text.splitlines()):
         if values := list(numbers(line, language)):
@@ -336,17 +366,12 @@ def extract(text, language, stop=()):
     return Extraction(None, "none")
 
 
-def announced(text, language):
-    """The number of the sentence a text begins with: the first, or what a calculation in it comes to. None if none.
-
-    Marks and line breaks between the announcement and its sentence are passed over, what stands in brackets too.
-    """
-    sentence = SENTENCE_END.split(re.sub(r"^[\s*:：=_`\"”»」]+", "", text))[0]
-    said, _, result = re.split("[(（]", sentence)[0].rpartition("=")
-    for part in (result if re.search(r"\d.*[-+*/×x÷].*\d", said) else "", sentence):
-        if (value := next(numbers(part, language), None)) is not None:
-            return value
-    return None
+def stated(sentence, language):
+    """The first number of a sentence, or what the calculation that begins there comes to; None if there is none."""
+    found = CALCULATION.search(sentence)
+    said, _, result = found.group().rpartition("=") if found else ("", "", "")
+    values = numbers(result, language) if said else numbers(sentence, language)
+    return next(values, None)
 
 
 def lm_eval_scores(text, language, number, style):
@@ -356,7 +381,7 @@ def lm_eval_scores(text, language, number, style):
     number (in "direct" the whole answer), flexible the last run of digits and marks; both are compared without
     punctuation, signs included. Styles that lm-eval does not have are scored like "native_cot".
     """
-    before, after = STRICT[spoken(language, style)]
+    before, after = STRICT["en" if style == "en_cot" else language]
     said = [text.strip()] if style == "direct" else re.findall(rf"{before}(-?[0-9.,]+){after}", text)[:1]
     found = FLEXIBLE.findall(text)[-1:]
     marks = str.maketrans("", "", string.punctuation)

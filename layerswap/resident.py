@@ -70,7 +70,7 @@ class Resident:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=self.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from None
         if wrong := {what: sorted(names) for what, names in info.items() if names}:
             raise UserError(f"{folder}: the weights are not those of the model in config.json: {wrong}")

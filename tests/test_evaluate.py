@@ -74,14 +74,18 @@ def test_a_torn_line_is_passed_over_and_closed(tmp_path, damage):
 
 def test_two_processes_share_a_store(tmp_path):
     one, two = (evaluate.Store(tmp_path / "answers.jsonl") for _ in range(2))
-    one.append([{"key": "a", "n": 1}, {"key": "b", "n": 1}, {"key": "b", "n": 2}])
-    two.append([{"key": "b", "n": 3}, {"key": "c", "n": 3}])
+    for store, rows in ((one, "a1 b1 b2"), (two, "b3 c3")):
+        for key, n in rows.split():
+            store.add({"key": key, "n": int(n)})
+        assert not store.rows  # within a second they wait for each other
+    one.flush(), two.flush()
     one.read()
     assert one.rows == two.rows == {key: {"key": key, "n": n} for key, n in (("a", 1), ("b", 1), ("c", 3))}
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
     with open(one.path, "ab") as file:  # torn, but whole as JSON
         file.write(b'{"key": "d", "n": 4}')
-    two.append([{"key": "d", "n": 5}])
+    two.add({"key": "d", "n": 5})
+    two.flush()
     assert two.rows["d"]["n"] == 4 and len(one.path.read_text().splitlines()) == 4
 
 
@@ -96,11 +100,14 @@ def test_kill_loses_and_doubles_nothing(tmp_path):
         sys.path.insert(0, {str(ROOT / "tests")!r})
         import test_evaluate as t
         t.torch.set_num_threads(1)
-        store, rng, real = pathlib.Path({str(store)!r}), random.Random(0), t.evaluate.Store.append
+        t.mgsm.identifier()
+        def lines():
+            return store.read_bytes().count(b"\\n") if store.exists() else 0
+        store, rng, real = pathlib.Path({str(store)!r}), random.Random(0), t.evaluate.Store.flush
         def slow(*arguments):
             time.sleep(0.05)
             real(*arguments)
-        t.evaluate.Store.append = slow
+        t.evaluate.Store.flush = slow
         conditions = [(name, f"weights-{{name}}", partial(t.model, seed)) for seed, name in enumerate("ab")]
         for _ in range(15):
             pair = []
@@ -110,10 +117,13 @@ def test_kill_loses_and_doubles_nothing(tmp_path):
                     t.run(store, conditions, **{settings!r})
                     os._exit(0)
             for process in pair:
-                time.sleep(rng.uniform(0.03, 0.4))
+                wanted = lines() + rng.randint(0, 8)
+                while lines() < wanted and os.waitpid(process, os.WNOHANG) == (0, 0):
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0, 0.05))
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
-            print(store.read_bytes().count(b"\\n") if store.exists() else 0, flush=True)
+            print(lines(), flush=True)
     """)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(set(done.stdout.split())) > 5  # each did some work, none all of it
@@ -133,14 +143,13 @@ def test_rows_say_what_the_answer_says():
     row = {"text": "5 + 3 = 8 . #### 8", "stop": "eos", "n_tokens": 9, "answer_nll": 1.0, "answer_tokens": 3}
     row |= {"answer_bytes": 4, "answer_language": "en"}
     eight, nine = (Problem("p", "sw", "?", None, number) for number in (8, 9))
-    right, wrong = (evaluate.score("a", problem, row, "lab", ()) for problem in (eight, nine))
+    right, wrong = (evaluate.score("a", problem, row, "native_cot") for problem in (eight, nine))
     assert right["correct"] and not wrong["correct"] and right["value"] == "8" and right["rule"] == "mark"
     assert right["lm_eval_flexible"] and not right["lm_eval_strict"] and not wrong["lm_eval_flexible"]
-    assert evaluate.score("a", nine, row | {"text": ""}, "lab", ())["value"] is None
-    assert right["wrong_language"] and not evaluate.score("a", eight, row, "en_cot", ())["wrong_language"]
-    assert not evaluate.score("a", eight, row | {"answer_language": None}, "lab", ())["wrong_language"]
-    after = row | {"text": "8\n\nSwali: 9"}
-    assert evaluate.score("a", eight, after, "native_cot", mgsm.stops("sw", "native_cot"))["correct"]
+    assert evaluate.score("a", nine, row | {"text": ""}, "lab")["value"] is None
+    assert right["wrong_language"] and not evaluate.score("a", eight, row, "en_cot")["wrong_language"]
+    assert not evaluate.score("a", eight, row, "lab")["wrong_language"]  # its solutions are English
+    assert not evaluate.score("a", eight, row | {"answer_language": None}, "native_cot")["wrong_language"]
 
 
 def test_counts_are_those_of_the_rows(tmp_path):
@@ -171,11 +180,17 @@ def test_a_chat_goes_through_the_template(tmp_path, monkeypatch):
     settings = {"style": "chat", "max_new_tokens": 5}
     with pytest.raises(UserError, match="has no chat template, which style chat needs"):
         evaluate.evaluate([condition], problems(2), [], tmp_path / "a.jsonl", **settings)
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    tokenizer.chat_template = "{{ raise_exception('no roles') }}"
+    with pytest.raises(UserError, match="the chat template fails .no roles."):
+        evaluate.evaluate([condition], problems(2), [], tmp_path / "a.jsonl", **settings)
+    clock = "{{ date_string }} {{ strftime_now('%d %b %Y') }}"
+    tokenizer.chat_template = clock + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     with pytest.raises(KeyError):  # nothing is answered here
         evaluate.evaluate([condition], problems(2), [], tmp_path / "a.jsonl", **settings)
     (prompts, told) = seen.pop()
-    assert prompts == [f"<user>{mgsm.prompt(problem, [], 'chat')}<assistant>" for problem in problems(2)]
+    assert prompts == [
+        f"26 Jul 2024 26 Jul 2024<user>{mgsm.prompt(problem, [], 'chat')}<assistant>" for problem in problems(2)
+    ]
     assert told["templated"]
 
 
@@ -183,8 +198,8 @@ def test_progress_tells_speed_and_accuracy(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    bar = evaluate.Progress("a", problems(3), {0, 2}, ())
-    for i, text in ((0, "0"), (1, "1"), (2, "9")):
+    bar = evaluate.Progress("a", problems(3), {0, 2})
+    for i, text in ((0, "0"), (1, "1"), (2, "9"), (2, "9")):
         bar.told(i, kernel.Generation(text, 4, "eos", None))
     assert (bar.n, bar.right, bar.tokens) == (2, 1, 8) and bar.postfix.endswith("tok/s, 50% right")
     bar.close()

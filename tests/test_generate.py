@@ -257,3 +257,22 @@ def test_models_with_another_attention_are_refused(config, message):
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match=message):
         generate(model, tokenizer, prompts(tokenizer, 40), 3)
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused():
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=1, **SIZES)
+    with pytest.raises(UserError, match="ends every text; set add_eos_token to false"):
+        generate(AutoModelForCausalLM.from_config(config), tokenizer, ["one two"], 1)
+
+
+def test_positions_that_would_turn_are_refused():
+    tokenizer, factors = word_tokenizer(), {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 20, **factors}
+    config = Phi3Config(vocab_size=len(tokenizer), max_position_embeddings=80, rope_parameters=rope, pad_token_id=0,
+                        bos_token_id=None, eos_token_id=1, **SIZES)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert generate(model, tokenizer, ["one two"], 18)
+    with pytest.raises(UserError, match="do not fit the model's context of 20 tokens"):
+        generate(model, tokenizer, ["one two"], 19)

@@ -154,13 +154,17 @@ BAD = {
     "eval without a template": ([*EVAL[:5], "--style", "chat"], "has no chat template"),
     "eval without a tokenizer": ([*EVAL[:2], "{bare}", *EVAL[3:]], "bare: transformers cannot load its tokenizer"),
     "eval of what is no model": ([*EVAL[:2], "{odd}", *EVAL[3:]], "odd: transformers cannot load it"),
+    "eval on no device": ([*EVAL, "--device", "mps"], "invalid choice: 'mps'"),
+    "eval on less than no thread": ([*EVAL, "--threads", "-1"], "--threads is -1, expected 0 or more"),
+    "eval of an empty file": ([*EVAL[:4], "ja", *EVAL[5:]], "mgsm ja from local holds no problems"),
+    "eval of another shape": ([*EVAL[:2], "{wide}", *EVAL[3:]], "wide: transformers cannot load it"),
     "eval on no GPU": ([*EVAL, "--device", "cuda"], "device is cuda, but torch finds no GPU"),
     "eval in a bare hub": ([*EVAL, "--source", "juletxara/mgsm"], "expected juletxara/mgsm@<commit>"),
     "eval of torn data": ([*EVAL[:4], "de", *EVAL[5:]], "mgsm_de.tsv, line 2: found 1 fields"),
     "eval of data that is no text": ([*EVAL[:4], "fr", *EVAL[5:]], "mgsm_fr.tsv: 'utf-8' codec can't decode"),
     "eval of data that is not there": ([*EVAL[:4], "sw", *EVAL[5:]], "found 0 files"),
     "eval without its exemplars": ([*EVAL[:4], "es", *EVAL[5:]], "exemplars.json: not the published exemplars of es"),
-    "samples into a folder": ([*EVAL, "--samples", "{math}"], "Is a directory"),
+    "samples into a folder": ([*EVAL, "--samples", "{math}"], "answers cannot be written there"),
     "verify what is no merge": (["verify", "{math}"], "layerswap.json: expected a JSON object"),
 }
 
@@ -174,6 +178,7 @@ def published(folder):
         "fr": b"\xff\t1\n",
         "es": b"u\t1\n",
     }
+    files["ja"] = b""
     for code, content in files.items():
         (folder / "mgsm" / f"mgsm_{code}.tsv").write_bytes(content)
     shots = {"en": {"1": {"q": "Question: one is", "a": "Step-by-Step Answer: one . The answer is 1."}}}
@@ -184,7 +189,7 @@ def published(folder):
 def test_eval_prints_counts_and_keeps_the_answers(capsys, experts, tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERSWAP_DATA", str(published(tmp_path / "data")))
     monkeypatch.chdir(tmp_path)
-    arguments = ["eval", "--model", *experts, "--languages", "en", "--exemplars", 1, "--max-new-tokens", 4]
+    arguments = ["eval", "--model", *experts, "--languages", "en,en", "--exemplars", 1, "--max-new-tokens", 4]
     code, text, _ = run(capsys, *arguments)
     assert code == 0 and "the answers lie in answers.jsonl" in text
     table = [line.split() for line in text.splitlines()[:3]]
@@ -227,10 +232,12 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, experts, tmp_path, cas
     monkeypatch.chdir(tmp_path)
     arguments, message = BAD[case]
     math, language = (shutil.copytree(folder, tmp_path / folder.name) for folder in experts)
-    if arguments[0] == "eval":
+    if arguments[:1] == ["eval"]:
         monkeypatch.setenv("LAYERSWAP_DATA", str(published(tmp_path / "data")))
         shutil.copytree(math, tmp_path / "bare", ignore=shutil.ignore_patterns("token*"))
         odd = shutil.copytree(math, tmp_path / "odd") / "config.json"
+        wide = shutil.copytree(math, tmp_path / "wide") / "config.json"
+        wide.write_text(json.dumps(json.loads(wide.read_text()) | {"intermediate_size": 40}))
         odd.write_text(odd.read_text().replace('"llama"', '"unheard of"'))
     files = {"list": "[1]", "plan": "name: five\nlayers: [0, 0, 0, 0, 0]\noutside: 0", "ties": "name: x\nmethod: ties"}
     files |= {"number": "{name: 2024, layers: [0], outside: 0}", "date": "{name: 2024-01-01, layers: [0], outside: 0}"}
@@ -243,6 +250,7 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, experts, tmp_path, cas
         (tmp_path / name).write_text(text)
     places = {
         "bare": tmp_path / "bare",
+        "wide": tmp_path / "wide",
         "odd": tmp_path / "odd",
         "math": math,
         "language": language,
