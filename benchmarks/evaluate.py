@@ -12,6 +12,7 @@ those of ``generate``. lm-eval runs in an environment of its own. A contestant i
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -141,7 +142,7 @@ KINDS = {"ours": ours, "generate": transformers, "generate, static cache": stati
 
 
 def run(kind, job, limit=None):
-    """What a contestant reports of a job, {"s": limit} if it was stopped there. RuntimeError if it fails."""
+    """What a contestant reports of a job; how long it had if it was stopped, and its last words if it failed."""
     asked, told = WORK / "job.json", WORK / "told.json"
     asked.write_text(json.dumps(job | {"kind": kind}))
     told.unlink(missing_ok=True)
@@ -151,7 +152,7 @@ def run(kind, job, limit=None):
     except subprocess.TimeoutExpired:
         return {"s": limit, "stopped": True}
     if done.returncode:
-        raise RuntimeError(f"{kind}: {done.stderr[-2000:]}")
+        return {"s": math.inf, "failed": done.stderr.strip().splitlines()[-1]}
     return json.loads(told.read_text())
 
 
@@ -172,16 +173,23 @@ def random_model(folder, tokenizer):
     return folder
 
 
-def shown(kind, size, n, told, mine, lengths):
-    """One line of the table. lengths: tokens of all prompts."""
+def shown(kind, size, told, mine, tokenizer, lengths):
+    """One line of the table. lengths: tokens of all prompts. A slot is a token, or padding, that the model works on."""
     name = f"{kind}{f', batches of {size}' if size else ''}"
+    if "failed" in told:
+        return f"  {name:38} failed: {told['failed']}"
     if told.get("stopped"):
         return f"  {name:38} more than {told['s']:.0f} s, {told['s'] / mine['s']:.0f} x ours"
-    line = f"  {name:38} {told['s']:6.1f} s {n / told['s']:6.2f} problems/s {told['s'] / mine['s']:5.2f} x ours"
+    kept = sum(map(len, tokenizer(told["texts"], add_special_tokens=False).input_ids))
+    line = (
+        f"  {name:38} {told['s']:6.1f} s {told['s'] / mine['s']:5.2f} x ours {len(lengths) / told['s']:6.2f} problems/s"
+    )
+    line += f" {kept / told['s']:5.0f} tokens/s"
     for part in ("prefill", "decode"):
         seconds, passes, slots = (told[f"{part}_{what}"] for what in ("s", "passes", "slots"))
         line += f"   {part} {seconds:6.1f} s, {passes} passes, {slots:,} slots"
-    return f"{line}; {told['prefill_slots'] / sum(lengths):.2f} slots a prompt token"
+    a, b = told["prefill_slots"] / sum(lengths), told["decode_slots"] / kept
+    return f"{line}; {a:.2f} slots a prompt token, {b:.2f} a token kept"
 
 
 def main():
@@ -190,7 +198,7 @@ def main():
     parser.add_argument("--languages", nargs="+", default=["sw", "ja"])
     parser.add_argument("--problems", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--peers", nargs="+", default=list(KINDS)[1:], choices=list(KINDS)[1:])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -219,19 +227,19 @@ def main():
             print(
                 f"{model}, {language}: {len(prompts)} prompts of {mean:.0f} tokens, {shared} of them shared", flush=True
             )
-            print(shown("ours", None, len(prompts), mine, mine, lengths), flush=True)
+            print(shown("ours", None, mine, mine, tokenizer, lengths), flush=True)
             for kind in options.peers:
                 sizes = [None] if kind == "generate_batch" else [best[kind]] if kind in best else options.batches
                 found = {size: run(kind, job | {"size": size}, 10 * mine["s"]) for size in sizes}
                 best[kind] = min(found, key=lambda size: found[size]["s"])
                 for size, told in found.items():
-                    print(shown(kind, size, len(prompts), told, mine, lengths), flush=True)
+                    print(shown(kind, size, told, mine, tokenizer, lengths), flush=True)
                     same = sum(a == b for a, b in zip(told.get("texts", []), mine["texts"], strict=False))
-                    if not told.get("stopped") and same < len(prompts):
+                    if "texts" in told and same < len(prompts):
                         print(f"    {same} of {len(prompts)} texts are as ours")
                         assert kind != "generate" or options.dtype != "float32", "ours must be those of generate"
             again = run("ours", job)
-            print(shown("ours, again", None, len(prompts), again, mine, lengths), flush=True)
+            print(shown("ours, again", None, again, mine, tokenizer, lengths), flush=True)
 
 
 if __name__ == "__main__":
