@@ -269,8 +269,9 @@ def test_a_tokenizer_that_ends_every_text_is_refused():
 
 def test_positions_that_would_turn_are_refused():
     tokenizer, factors = word_tokenizer(), {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 20, **factors}
-    config = Phi3Config(vocab_size=len(tokenizer), max_position_embeddings=80, rope_parameters=rope, pad_token_id=0,
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    config = Phi3Config(vocab_size=len(tokenizer), max_position_embeddings=80, pad_token_id=0,
+                        rope_parameters=rope, original_max_position_embeddings=20,
                         bos_token_id=None, eos_token_id=1, **SIZES)  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
     assert generate(model, tokenizer, ["one two"], 18)
