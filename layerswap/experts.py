@@ -18,39 +18,44 @@ from layerswap.resident import Resident
 
 
 def save(profile, index):
-    """Write ``build/<profile>/experts.json``: folders (relative to the project) and weight digests of all models.
+    """Write ``build/<profile>/experts.json``: folders (relative to the project) and digests of all models.
 
     ``note`` is what the base's provenance.json says of its weights ("dequantised from 4 bit"), or empty.
     """
     provenance = Path(index["base"]) / "provenance.json"
-    folders = {"base": index["base"], "math": index["math"], **index["languages"]}
+    folders = {"base": [index["base"]], "math": index["math"], **index["languages"]}
     content = {
         "source": index["source"],
-        "seed": index["seed"],
+        "seeds": index["seeds"],
         "note": checkpoint.read_json(provenance).get("note", "") if provenance.is_file() else "",
-        "folders": {name: os.path.relpath(folder, ROOT) for name, folder in folders.items()},
-        "digests": {name: checkpoint.digest(folder) for name, folder in folders.items()},
+        "folders": {name: [os.path.relpath(each, ROOT) for each in made] for name, made in folders.items()},
+        "digests": {name: [checkpoint.digest(each) for each in made] for name, made in folders.items()},
     }
     with atomic_file(BUILD / profile / "experts.json") as file:
         json.dump(content, file, indent=1)
 
 
 def load(profile):
-    """The index that 01_experts left: source, seed, note, base, math, languages (code -> folder).
+    """The index that 01_experts left: source, seeds, note, base, math and languages (code -> experts).
 
-    UserError without one.
+    math, and each language's experts, are lists of folders, one a seed. UserError without an index.
     """
     path = BUILD / profile / "experts.json"
     if not path.is_file():
         raise UserError(f"build/{profile}/experts.json is missing: run notebook 01_experts with this profile first")
     content = json.loads(path.read_text())
-    folders = {name: ROOT / folder for name, folder in content.pop("folders").items()}
-    return content | {"base": folders.pop("base"), "math": folders.pop("math"), "languages": folders}
+    folders = {name: [ROOT / each for each in made] for name, made in content.pop("folders").items()}
+    return content | {"base": folders.pop("base")[0], "math": folders.pop("math"), "languages": folders}
+
+
+def pair(index, language):
+    """(math expert, language expert) of the first seed; a language without an expert gets the math expert twice."""
+    return index["math"][0], index["languages"].get(language, index["math"])[0]
 
 
 def n_layers(index):
     """The number of transformer layers of the models."""
-    return checkpoint.layer_count(index["math"])
+    return checkpoint.layer_count(index["base"])
 
 
 def problems(index, language, split, n):
@@ -68,8 +73,8 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
     index, frames = load(profile), []
     tokenizer, reading = cache(AutoTokenizer.from_pretrained), cache(reading_digest)
     for code in languages:
-        pair = Resident(index["math"], index["languages"].get(code, index["math"]), device=device)
-        conditions = [(each.name, pair, each) for each in plans]
+        two = Resident(*pair(index, code), device=device)
+        conditions = [(each.name, two, each) for each in plans]
         if base:
             alone = Resident(index["base"], index["base"], device=device)
             conditions.insert(0, ("base", alone, uniform(alone.n_layers, 0.0, "base")))
@@ -93,19 +98,46 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
     return pd.concat(frames, ignore_index=True)
 
 
-def losses(index, rows_by_language, device="cpu"):
-    """Loss (nats a token) of base and language expert on each row (prompt, completion) of a language's text.
+def losses(index, rows, device="cpu"):
+    """Loss (nats a token) of the base and of the first seed's expert on its held-out rows (prompt, completion).
 
-    Columns: condition, language, id, loss.
+    rows: expert ("math" or a language) -> rows. Columns: condition (base, math expert or language expert), language
+    (that of the text), id, loss.
     """
     frames = []
-    for code, rows in rows_by_language.items():
-        for condition, folder in (("base", index["base"]), ("language expert", index["languages"][code])):
+    for name, held in rows.items():
+        code, role = ("en", "math expert") if name == "math" else (name, "language expert")
+        for condition, folder in (("base", index["base"]), (role, pair(index, code)[name != "math"])):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            result = nll(model, tokenizer, [r["prompt"] for r in rows], [r["completion"] for r in rows])
-            frames.append(pd.DataFrame({
-                "condition": condition, "language": code, "id": range(len(rows)),
-                "loss": [loss.nats / loss.n_tokens for loss in result],
-            }))  # fmt: skip
+            frames.append(measured(model, AutoTokenizer.from_pretrained(folder), held, condition, code))
     return pd.concat(frames, ignore_index=True)
+
+
+def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu", base=False):
+    """Loss (nats a token) of every published worked solution of MGSM (the lab: eight training problems).
+
+    Each is given its question after ``exemplars`` (at most seven) of the other solved ones. The measure that speaks
+    where no problem is solved. Columns as in ``losses``.
+    """
+    index, frames = load(profile), []
+    style = "native_cot" if style in ("direct", "chat") else style  # those two have no worked solutions
+    for code in languages:
+        solved = mgsm.exemplars(index["source"], code, 8, style)
+        rows = []
+        for i, each in enumerate(solved):
+            others = [*solved[:i], *solved[i + 1 :]][:exemplars]
+            rows.append({"prompt": mgsm.prompt(each, others, style), "completion": f" {each.answer}"})
+        two, alone = Resident(*pair(index, code), device=device), index["base"]
+        if base:
+            model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32).to(device).eval()
+            frames.append(measured(model, AutoTokenizer.from_pretrained(alone), rows, "base", code))
+        tokenizer = AutoTokenizer.from_pretrained(two.folders["math"])
+        frames += [measured(two.apply(each), tokenizer, rows, each.name, code) for each in plans]
+    return pd.concat(frames, ignore_index=True)
+
+
+def measured(model, tokenizer, rows, condition, language):
+    """The loss of each row: a frame with columns condition, language, id, loss."""
+    result = nll(model, tokenizer, [row["prompt"] for row in rows], [row["completion"] for row in rows])
+    found = [loss.nats / loss.n_tokens for loss in result]
+    return pd.DataFrame({"condition": condition, "language": language, "id": range(len(rows)), "loss": found})

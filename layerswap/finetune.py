@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of an expert through TRL, and how far an expert moved from its base.
+"""Supervised fine-tuning of an expert through TRL: full or LoRA, on one device or many, resumed where it was cut off.
 
 A finished expert lies beside the recipe that made it (base weights, rows, settings, versions) and its loss curve. The
 same recipe is never trained twice; another recipe replaces the folder.
@@ -6,30 +6,35 @@ same recipe is never trained twice; another recipe replaces the folder.
 
 import json
 import math
+import os
 import random
 import shutil
-import tempfile
+import subprocess
+import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from safetensors import safe_open
+from peft import LoraConfig
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from layerswap import checkpoint
-from layerswap.paths import UserError, atomic_file, atomic_folder, digest, file_digest
+from layerswap.paths import UserError, atomic_file, atomic_folder, check_space, digest, file_digest, locked, sync
 from layerswap.plan import layer_index
 
 IGNORED = -100  # the label of a token without loss
 STRETCH = 8  # steps among whose rows those of similar length are put together
-BLOCK = 1 << 20  # numbers of a tensor compared at once
-MATRICES = ["q", "k", "v", "o", "gate", "up", "down", "norm", "outside"]
+CHECKPOINT_SECONDS = 300  # of training between two checkpoints
+CHECKPOINT_BYTES = 16  # a weight: itself, and what AdamW keeps of it, with room to spare
+OUTSIDE = -1  # stands for embeddings, final norm and head in a list of layers
 
 
 def encode(rows, tokenizer, max_length):
@@ -55,10 +60,11 @@ def encode(rows, tokenizer, max_length):
     return fit
 
 
-def batches(lengths, batch_size, steps, seed):
+def batches(lengths, batch_size, steps, seed, least=1):
     """The rows of each step, as lists of ``batch_size`` indices; every pass over the rows is shuffled anew.
 
-    Rows of similar length share a step, so that little of it is padding.
+    Rows of similar length share a step, so that little of it is padding. The last step of a pass may have fewer rows;
+    it is left out if they are fewer than ``least``.
     """
     rng, groups = random.Random(seed), []
     while len(groups) < steps:
@@ -66,8 +72,32 @@ def batches(lengths, batch_size, steps, seed):
         for start in range(0, len(order), STRETCH * batch_size):
             part = sorted(order[start : start + STRETCH * batch_size], key=lengths.__getitem__)
             one_pass += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-        groups += rng.sample(one_pass, len(one_pass))
+        groups += [group for group in rng.sample(one_pass, len(one_pass)) if len(group) >= least]
     return groups[:steps]
+
+
+def pack(rows, width):
+    """Rows laid end to end in as few lines as first fit finds: input_ids, labels and position_ids [lines, length].
+
+    ``width``: the longest line. Positions restart with each row, by which transformers keeps attention within rows;
+    what is left of a line is one more row, without labels.
+    """
+    lines = []
+    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
+        room = (line for line in lines if sum(len(r["input_ids"]) for r in line) + len(row["input_ids"]) <= width)
+        line = next(room, None)
+        if line is None:
+            lines.append(line := [])
+        line.append(row)
+    length = max(sum(len(row["input_ids"]) for row in line) for line in lines)
+    packed = {"input_ids": [], "labels": [], "position_ids": []}
+    for line in lines:
+        rest = length - sum(len(row["input_ids"]) for row in line)
+        line = [*line, {"input_ids": [0] * rest, "labels": [IGNORED] * rest}]
+        for field in ("input_ids", "labels"):
+            packed[field].append([token for row in line for token in row[field]])
+        packed["position_ids"].append([i for row in line for i in range(len(row["input_ids"]))])
+    return {field: torch.tensor(value) for field, value in packed.items()}
 
 
 class StopAtNan(TrainerCallback):
@@ -80,26 +110,75 @@ class StopAtNan(TrainerCallback):
                 raise UserError(f"fine-tuning: {name} is {logs[name]} at step {state.global_step}; {hint}")
 
 
-class Trainer(SFTTrainer):
-    """TRL's trainer on given steps (``groups``: lists of row indices), with a bar where there is a terminal."""
+class Keep(TrainerCallback):
+    """A checkpoint every CHECKPOINT_SECONDS where the disk has room; it is marked once all of it is written."""
 
-    groups = ()
+    def __init__(self, n_bytes):
+        self.n_bytes, self.last = n_bytes, time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        due = time.monotonic() - self.last >= CHECKPOINT_SECONDS and state.global_step < state.max_steps
+        due = due and shutil.disk_usage(args.output_dir).free > self.n_bytes
+        control.should_save = broadcast_object_list([due])[0]  # all processes save, or none
+
+    def on_save(self, args, state, control, **kwargs):
+        self.last = time.monotonic()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for file in [*folder.iterdir(), folder]:
+                sync(file)
+            (folder / "complete").touch()
+
+
+class Progress(TrainerCallback):
+    """A bar over the steps, on a terminal only: loss, tokens a second, time left."""
+
+    def __init__(self, tokens):
+        self.tokens = np.cumsum([0, *tokens])  # [steps + 1]: tokens before each step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        hidden = None if state.is_world_process_zero else True  # None: where there is no terminal
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step",
+                        disable=hidden, leave=False)  # fmt: skip
+        self.first, self.begun = state.global_step, time.monotonic()
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        rate = (self.tokens[state.global_step] - self.tokens[self.first]) / (time.monotonic() - self.begun)
+        self.bar.set_postfix_str(f"loss {logs.get('loss', math.nan):.3f}, {rate:,.0f} tok/s", refresh=False)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+class Trainer(SFTTrainer):
+    """TRL's trainer on given ``parts``: lists of row indices, dealt to the processes in turn."""
+
+    parts = ()
 
     def get_train_dataloader(self):
-        groups = tqdm(self.groups, "fine-tuning", unit="step", disable=None)
-        return DataLoader(self.train_dataset, batch_sampler=groups, collate_fn=self.data_collator)
+        mine = self.parts[self.args.process_index :: self.args.world_size]
+        return DataLoader(self.train_dataset, batch_sampler=mine, collate_fn=self.data_collator)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean loss of the completions' tokens. TRL's own head scores prompts and padding too, at twice the time."""
+        """Mean loss of the completions' tokens over all parts of a step.
+
+        TRL's own head scores prompts and padding too, at twice the time.
+        """
         labels = inputs.pop("labels")[:, 1:]  # [rows, length - 1]
         scored = (labels != IGNORED).any(0).nonzero()[:, 0]  # positions before some completion's token
         logits = model(**inputs, use_cache=False, logits_to_keep=scored).logits.float()  # [rows, scored, vocabulary]
-        return F.cross_entropy(logits.flatten(0, 1), labels[:, scored].flatten(), ignore_index=IGNORED)
+        targets = labels[:, scored].flatten()  # [rows * scored]
+        total = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+        return total * self.args.world_size / num_items_in_batch  # the processes' gradients are averaged
 
 
 def finetune(
-    base, rows, out, *, steps, learning_rate, batch_size, max_length, seed, threads, device="cpu", dtype="float32"
-):
+    base, rows, out, *, steps, learning_rate, batch_size, max_length, seed, threads, device="cpu", dtype="float32",
+    lora_rank=0, lora_alpha=16.0, frozen=(), packing=False, micro_batch=0, launch="",
+):  # fmt: skip
     """Fine-tune ``base`` on ``rows`` ({"prompt", "completion"}) and return the expert's folder ``out``.
 
     Loss on completions and their end of text only, the mean over a step's ``batch_size`` rows' tokens; AdamW without
@@ -107,83 +186,183 @@ def finetune(
     ``max_length`` tokens are left out; rows are repeated if ``steps`` need more of them. Weights are trained and saved
     in float32, whatever the base has: a light fine-tune moves many weights by less than a bfloat16 step. ``dtype``
     "bfloat16" lowers the arithmetic alone (autocast), for twice the speed on most machines.
-    Deterministic on a CPU at a fixed number of threads. UserError for bad rows or settings and for a loss that is no
-    number; then no new expert is left, and one that was there stays.
+
+    lora_rank: above 0, LoRA of that rank on all matrices of the layers; then ``out`` is an adapter, which
+    ``references.model`` folds into the base. frozen: layers that are not trained, OUTSIDE for embeddings, final norm
+    and head. packing: rows laid end to end instead of padded, the same loss. micro_batch: rows at once on a device
+    (0: all); gradients are summed. launch: accelerate's YAML for several processes, which share each step's rows.
+
+    Deterministic on a CPU at a fixed number of threads, also when it was killed and went on. UserError for bad rows or
+    settings, a full disk and a loss that is no number; then no new expert is left, and one that was there stays.
     """
-    if steps < 1 or batch_size < 1 or max_length < 2 or not 0 < learning_rate < 1:
-        found = f"steps {steps}, batch_size {batch_size}, max_length {max_length}, learning_rate {learning_rate}"
-        raise UserError(f"{found}: expected steps and batch_size >= 1, max_length >= 2, 0 < learning_rate < 1")
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype is {dtype!r}, expected float32 or bfloat16")
-    tokenizer, out = AutoTokenizer.from_pretrained(base), Path(out)
+    settings = {
+        "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length,
+        "seed": seed, "threads": threads, "device": device, "dtype": dtype, "lora_rank": lora_rank,
+        "lora_alpha": lora_alpha, "frozen": sorted(frozen), "packing": packing, "micro_batch": micro_batch,
+        "launch": str(launch),
+    }  # fmt: skip
+    check_settings(base, settings)
+    tokenizer, out, header = AutoTokenizer.from_pretrained(base), Path(out), checkpoint.read_header(base)
     encoded = encode(rows, tokenizer, max_length)
     recipe = {
-        "base": checkpoint.digest(base), "rows": digest(encoded), "n_rows": len(encoded), "steps": steps,
-        "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length, "seed": seed,
-        "threads": threads, "device": device, "dtype": dtype, "code": file_digest(__file__),
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
+        "base": checkpoint.digest(base), "rows": digest(encoded), "n_rows": len(encoded),
+        "n_left_out": len(rows) - len(encoded), **settings, "code": file_digest(__file__),
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
     }  # fmt: skip
     if (out / "recipe.json").is_file():
-        if json.loads((out / "recipe.json").read_text())["recipe"] == recipe:
+        if checkpoint.read_json(out / "recipe.json").get("recipe") == recipe:
             return out
     elif out.exists():
         raise UserError(f"{out}: exists and holds no recipe.json, so it was not made by fine-tuning; remove it first")
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    use_cache = model.config.use_cache
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = SFTConfig(
-            scratch, max_steps=steps, learning_rate=learning_rate, lr_scheduler_type="linear", seed=seed,
-            warmup_steps=steps // 10, weight_decay=0.0, max_length=None, activation_checkpointing=False,
-            bf16=dtype == "bfloat16", use_cpu=device == "cpu", save_strategy="no", report_to="none", disable_tqdm=True,
-            logging_steps=1, logging_nan_inf_filter=False, pad_to_multiple_of=None,
-        )  # fmt: skip
-        trainer = Trainer(model, settings, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer,
-                          callbacks=[StopAtNan()])  # fmt: skip
-        trainer.groups = batches([len(row["input_ids"]) for row in encoded], batch_size, steps, seed)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    model.config.use_cache = use_cache  # the trainer switches it off
-    shutil.rmtree(out, ignore_errors=True)
-    with atomic_folder(out) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        with atomic_file(folder / "recipe.json") as file:
-            json.dump({"recipe": recipe, "losses": losses}, file, indent=1)
+    check_space(out, 4 * sum(math.prod(tensor.shape) for tensor in header.values()))
+    scratch = out.with_name(f".{out.name}.training")
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(scratch):
+            prepare(scratch, recipe, {"base": str(base), "rows": encoded, "settings": settings})
+            losses = train(scratch) if not launch else launched(scratch, launch)
+            shutil.rmtree(out, ignore_errors=True)
+            with atomic_folder(out) as folder:
+                for file in (scratch / "expert").iterdir():
+                    os.replace(file, folder / file.name)
+                with atomic_file(folder / "recipe.json") as file:
+                    json.dump({"recipe": recipe, "losses": losses}, file, indent=1)
+    except BlockingIOError:
+        raise UserError(f"{out}: another process is fine-tuning it") from None
+    except UserError:
+        shutil.rmtree(scratch)  # the same rows and settings would fail again
+        raise
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror or error}; the training goes on from its last checkpoint") from None
+    shutil.rmtree(scratch)
     return out
 
 
-def change(base, expert):
-    """How far an expert moved: a frame with columns layer, matrix, mean_absolute and relative.
+def check_settings(base, settings):
+    """UserError names the first setting that cannot be used."""
+    config, n_layers = AutoConfig.from_pretrained(base), checkpoint.layer_count(base)
+    context = getattr(config, "max_position_embeddings", None) or math.inf
+    for name, holds, expected in (
+        ("steps", settings["steps"] >= 1, "1 or more"),
+        ("batch_size", settings["batch_size"] >= 1, "1 or more"),
+        ("learning_rate", 0 < settings["learning_rate"] < 1, "between 0 and 1"),
+        ("max_length", 2 <= settings["max_length"] <= context, f"2 to the model's {context} tokens"),
+        ("dtype", settings["dtype"] in ("float32", "bfloat16"), "float32 or bfloat16"),
+        ("lora_rank", settings["lora_rank"] >= 0, "0 or more"),
+        ("lora_alpha", 0 < settings["lora_alpha"] < math.inf, "above 0"),
+        ("micro_batch", settings["micro_batch"] >= 0, "0 or more"),
+        ("frozen", all(OUTSIDE <= layer < n_layers for layer in settings["frozen"]),
+         f"layers 0 to {n_layers - 1}, or {OUTSIDE} for what is outside"),
+        ("frozen", not {*range(n_layers)} <= {*settings["frozen"]} or not settings["lora_rank"], "a layer to train"),
+        ("frozen", {*settings["frozen"]} < {OUTSIDE, *range(n_layers)}, "something to train"),
+        ("launch", not settings["launch"] or Path(settings["launch"]).is_file(), "a file for accelerate"),
+        ("device", settings["device"] == "cpu" or torch.cuda.is_available(), "cpu, as torch finds no GPU here"),
+    ):  # fmt: skip
+        if not holds:
+            raise UserError(f"fine-tuning: {name} is {settings[name]!r}, expected {expected}")
 
-    matrix: q, k, v, o, gate, up, down, norm (all norms of a layer), or outside (embeddings, final norm, head; layer
-    -1). relative is ||expert - base|| / ||base|| (Frobenius norms). Sums in float64 over blocks of the two files: the
-    models are never loaded. UserError if the two have not the same tensors and shapes.
+
+def prepare(scratch, recipe, job):
+    """Leave in ``scratch`` the job and, of an earlier try, the checkpoints of this very recipe."""
+    path = scratch / "recipe.json"
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != recipe:
+        for stale in scratch.iterdir():
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    shutil.rmtree(scratch / "expert", ignore_errors=True)
+    for name, content in (("job.json", job), ("recipe.json", recipe)):
+        with atomic_file(scratch / name) as file:
+            json.dump(content, file)
+
+
+def launched(scratch, launch):
+    """``train`` in the processes that accelerate starts. UserError if one of them fails."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
+    (scratch / "error").unlink(missing_ok=True)
+    done = subprocess.run([*command, "-m", "layerswap.finetune", str(scratch)])
+    if (scratch / "error").is_file():
+        raise UserError((scratch / "error").read_text(encoding="utf-8"))
+    if done.returncode:
+        raise OSError(f"the processes of {launch} ended with status {done.returncode}")
+    return json.loads((scratch / "losses.json").read_text(encoding="utf-8"))
+
+
+def train(scratch):
+    """Run the job that ``prepare`` left, from its last checkpoint if it has one; the loss of each step.
+
+    The model is left in ``scratch``/expert, the losses in losses.json.
     """
-    before, after, rows = checkpoint.read_header(base), checkpoint.read_header(expert), []
-    for name in sorted(before.keys() | after.keys()):
-        shapes = [header[name].shape if name in header else None for header in (before, after)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"tensor {name}: shape {shapes[0]} in {base}, {shapes[1]} in {expert}; expected the same")
-        layer, words = layer_index(name), name.replace("_proj", "").split(".")
-        matrix = "outside" if layer is None else next((m for m in MATRICES if m in words), "norm")
-        sums = torch.zeros(4, dtype=torch.float64)
-        for old, new in zip(blocks(before[name].file, name), blocks(after[name].file, name), strict=True):
-            moved = new - old
-            sums += torch.tensor([old.numel(), moved.abs().sum(), moved.square().sum(), old.square().sum()])
-        rows.append((-1 if layer is None else layer, matrix, *sums.tolist()))
-    frame = pd.DataFrame(rows, columns=["layer", "matrix", "n", "absolute", "moved", "norm"])
-    frame["matrix"] = pd.Categorical(frame.matrix, MATRICES)  # so that rows come in this order
-    frame = frame.groupby(["layer", "matrix"], observed=True).sum().reset_index()
-    frame["mean_absolute"], frame["relative"] = frame.absolute / frame.n, (frame.moved / frame.norm) ** 0.5
-    return frame[["layer", "matrix", "mean_absolute", "relative"]].astype({"matrix": str})
+    job = json.loads((scratch / "job.json").read_text(encoding="utf-8"))
+    base, encoded, chosen = job["base"], job["rows"], job["settings"]
+    torch.set_num_threads(chosen["threads"])
+    set_seed(chosen["seed"])  # before LoRA draws its matrices
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    use_cache, lora = model.config.use_cache, None
+    if chosen["lora_rank"]:
+        lora = adapter(checkpoint.read_header(base), chosen)
+    for name, parameter in model.named_parameters():
+        layer = layer_index(name)
+        parameter.requires_grad_((OUTSIDE if layer is None else layer) not in chosen["frozen"])
+    arguments = SFTConfig(
+        str(scratch), max_steps=chosen["steps"], learning_rate=chosen["learning_rate"], lr_scheduler_type="linear",
+        warmup_steps=chosen["steps"] // 10, weight_decay=0.0, max_length=None, seed=chosen["seed"],
+        activation_checkpointing=False, bf16=chosen["dtype"] == "bfloat16", use_cpu=chosen["device"] == "cpu",
+        save_strategy="no", save_total_limit=2, report_to="none", disable_tqdm=True, logging_steps=1,
+        logging_nan_inf_filter=False, pad_to_multiple_of=None,
+    )  # fmt: skip
+    n_parts = parts_of_a_step(len(encoded), arguments.world_size, chosen)
+    arguments.gradient_accumulation_steps = n_parts // arguments.world_size
+    lengths = [len(row["input_ids"]) for row in encoded]
+    groups = batches(lengths, chosen["batch_size"], chosen["steps"], chosen["seed"], n_parts)
+    n_bytes = CHECKPOINT_BYTES * sum(parameter.numel() for parameter in model.parameters())
+    told = [StopAtNan(), Keep(n_bytes), Progress([sum(lengths[i] for i in group) for group in groups])]
+    trainer = Trainer(model, arguments, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer,
+                      peft_config=lora, callbacks=told)  # fmt: skip
+    trainer.parts = [part.tolist() for group in groups for part in np.array_split(group, n_parts)]
+    if chosen["packing"]:
+        trainer.data_collator = lambda rows: pack(rows, chosen["max_length"])
+    trainer.remove_callback(PrinterCallback)
+    complete = sorted(scratch.glob("checkpoint-*/complete"), key=lambda file: int(file.parent.name.split("-")[1]))
+    trainer.train(resume_from_checkpoint=str(complete[-1].parent) if complete else None)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if arguments.world_size > 1 else None
+    if trainer.is_world_process_zero():
+        model.config.use_cache = use_cache  # the trainer switches it off
+        whole = trainer.accelerator.unwrap_model(trainer.model)
+        whole.save_pretrained(scratch / "expert", state_dict=gathered)
+        tokenizer.save_pretrained(scratch / "expert")
+        (scratch / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    return losses
 
 
-def blocks(file, name):
-    """A tensor of a safetensors file as float64 blocks of rows, each of about BLOCK numbers."""
-    with safe_open(file, framework="pt") as opened:
-        tensor = opened.get_slice(name)
-        rows = max(1, BLOCK // math.prod(tensor.get_shape()[1:]))
-        for start in range(0, tensor.get_shape()[0], rows):
-            yield tensor[start : start + rows].double()
+def adapter(header, chosen):
+    """LoRA on every matrix of the layers that are trained."""
+    layers = {name: layer_index(name) for name, tensor in header.items() if len(tensor.shape) == 2}
+    names = sorted({name.split(".")[-2] for name, layer in layers.items() if layer is not None})
+    trained = sorted({layer for layer in layers.values() if layer is not None} - {*chosen["frozen"]})
+    return LoraConfig(r=chosen["lora_rank"], lora_alpha=chosen["lora_alpha"], target_modules=names,
+                      layers_to_transform=trained, task_type="CAUSAL_LM")  # fmt: skip
+
+
+def parts_of_a_step(n_rows, world_size, chosen):
+    """Into how many parts a step's rows are cut: micro batches times processes. UserError if they don't divide it."""
+    at_once = world_size * (chosen["micro_batch"] or chosen["batch_size"] // world_size or 1)
+    if chosen["batch_size"] % at_once or n_rows < chosen["batch_size"] // at_once * world_size:
+        found = f"batch_size {chosen['batch_size']} of {n_rows} rows"
+        raise UserError(f"fine-tuning: {found}, expected a multiple of {at_once} (processes times micro_batch)")
+    return chosen["batch_size"] // at_once * world_size
+
+
+def main():
+    """Run the job of the folder named on the command line, as one of accelerate's processes."""
+    scratch = Path(sys.argv[1])
+    try:
+        train(scratch)
+    except UserError as error:
+        (scratch / "error").write_text(str(error), encoding="utf-8")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,6 +32,10 @@ TEMPLATES = {  # prompts in the target language
            "continue": "গল্পটি চালিয়ে যান: {}\nপরের অংশ:"},
     "ja": {"reply": "質問：{}\n答え："},
 }  # fmt: skip
+# Pairs of columns that a data set may have: what is asked, and what is replied.
+COLUMNS = [("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("inputs", "targets")]
+AYA = {"sw": "swh", "te": "tel", "bn": "ben", "ja": "jpn", "de": "deu", "en": "eng", "es": "spa", "fr": "fra",
+       "ru": "rus", "th": "tha", "zh": "zho"}  # fmt: skip  # its language_code, ISO 639-3
 EQUATION = re.compile(r"\d\s*[+×÷*=＋＝]\s*\d")
 
 
@@ -42,23 +46,28 @@ def base(name):
     return LAB / "base" if name == "lab" else model(name)
 
 
-def model(name):
+def model(name, base_folder=None):
     """The model folder that a parameter names, relative to the project. UserError if it holds no config.json."""
     if not (ROOT / name / "config.json").is_file():
         raise UserError(f"model {name!r}: {ROOT / name} holds no config.json")
     return ROOT / name
 
 
-def given(math_expert, language_experts, languages):
-    """Expert ("math" or a language) -> its folder, None where it is to be fine-tuned.
+def given(base_folder, math_experts, language_experts, languages, seeds):
+    """Expert ("math" or a language) -> its folders, one a seed; None where it is to be fine-tuned.
 
-    UserError for a folder that holds no model, and unless there are as many language experts as languages, or none.
+    UserError for a name that is no model, and unless there are as many experts as seeds (language experts: as
+    languages times seeds, one language after the other), or none.
     """
-    if language_experts and len(language_experts) != len(languages):
-        expected = f"one for each of languages {languages}, or none"
-        raise UserError(f"language_experts has {len(language_experts)} folders, expected {expected}")
-    folders = [math_expert, *(language_experts or [""] * len(languages))]
-    return {name: model(folder) if folder else None for name, folder in zip(["math", *languages], folders, strict=True)}
+    asked = {"math_experts": (math_experts, ["math"]), "language_experts": (language_experts, languages)}
+    found = {}
+    for parameter, (names, experts) in asked.items():
+        if names and len(names) != len(experts) * len(seeds):
+            expected = f"one for each of {experts} and of seeds {seeds}, or none"
+            raise UserError(f"{parameter} has {len(names)} models, expected {expected}")
+        folders = [model(name, base_folder) for name in names] or [None] * (len(experts) * len(seeds))
+        found |= {name: folders[i * len(seeds) :][: len(seeds)] for i, name in enumerate(experts)}
+    return found
 
 
 def is_held_out(document):
@@ -66,25 +75,133 @@ def is_held_out(document):
     return zlib.crc32(document.encode()) % 10 == 0
 
 
-def math_rows(source, n, seed):
-    """At most ``n`` English word problems with solutions, {"prompt", "completion"}: the lab's, or GSM8K's train set.
+def training_rows(sets, source, expert, n, seed):
+    """At most ``n`` rows, {"prompt", "completion"}, to fine-tune an expert ("math" or a language) on.
 
-    GSM8K's rows have the headers and the form of the English MGSM exemplars, without calculator marks; none of them is
-    in MGSM. UserError for a missing or malformed file.
+    sets: data sets, each with a weight if there are several ("gsm8k", "rows.jsonl:0.5", "owner/name@commit#sw:2");
+    "{language}" in a name stands for the language; no sets: the source's own. A set of few rows gives what it has.
+    "own" is the source's own set; a file has one JSON object a line; a set on the hub is named at one commit, with its
+    configuration after a #. Both have one of the pairs of COLUMNS, or "messages" in turns; of a set with a column
+    language_code (Aya) only the language's rows count. Every tenth document is held out from all of them.
+    UserError for a weight that is no number above zero, and for a set that is missing or malformed.
     """
-    if source == "lab":
-        from layerswap import lab
+    named = [weighted(each.replace("{language}", expert)) for each in sets or ["own"]]
+    total, rows, taken = sum(weight for _, weight in named), [], 0.0
+    for name, weight in named:
+        share = round(n * (taken + weight) / total) - round(n * taken / total)
+        taken += weight
+        if name != "own":
+            rows += drawn(set_rows(name, expert), share, seed)
+        elif expert == "math":
+            rows += math_rows(source, share, seed)
+        else:
+            rows += language_rows(source, expert, share, seed)
+    return rows if len(named) == 1 else random.Random(seed).sample(rows, len(rows))
 
+
+def weighted(name):
+    """(set, weight) of "set" or "set:weight"."""
+    found = re.fullmatch(r"(.+):([^:/@#]*)", name)
+    try:
+        weight = float(found[2]) if found else 1.0
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < float("inf"):
+        raise UserError(f"data set {name!r}: the weight is {found[2]!r}, expected a number above 0")
+    return (found[1] if found else name), weight
+
+
+def drawn(rows, n, seed):
+    """At most ``n`` of the rows, drawn without replacement."""
+    return random.Random(seed).sample(rows, min(n, len(rows)))
+
+
+def set_rows(name, expert):
+    """The training rows of a file or of a data set on the hub, as ``training_rows`` says."""
+    if name == "gsm8k":
+        return gsm8k("train")
+    raw = read(ROOT / name) if name.endswith((".json", ".jsonl")) else hub_rows(name)
+    if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
+        raise UserError(f"data set {name}: expected a list of JSON objects")
+    rows = []
+    for i, row in enumerate(raw):
+        if row.get("language_code", expert) in (expert, AYA.get(expert)):
+            asked, replied = turns(name, i, row)
+            if not is_held_out(asked):
+                rows.append(shaped(asked.strip(), replied.strip(), expert))
+    if not rows:
+        raise UserError(f"data set {name}: none of its {len(raw)} rows is for expert {expert}")
+    return rows
+
+
+def turns(name, i, row):
+    """(what is asked, what is replied) in a row. UserError names the row and its columns if it has neither."""
+    said = row.get("messages")
+    if isinstance(said, list) and all(isinstance(turn, dict) for turn in said):
+        pair = [next((t.get("content") for t in said if t.get("role") == role), None) for role in ("user", "assistant")]
+    else:
+        columns = next((pair for pair in COLUMNS if set(pair) <= row.keys()), ("", ""))
+        pair = [row.get(column) for column in columns]
+        if columns == ("instruction", "output") and row.get("input"):
+            pair[0] = f"{pair[0]}\n{row['input']}"
+    if not all(isinstance(text, str) and text.strip() for text in pair):
+        expected = ", ".join(map(" and ".join, COLUMNS))
+        raise UserError(
+            f"data set {name}, row {i + 1}: found columns {', '.join(row)}, expected text in {expected} or messages"
+        )
+    return pair
+
+
+def shaped(asked, replied, expert):
+    """A row of foreign text: a math expert's as MGSM's English exemplars, a language expert's as two lines."""
+    if expert != "math":
+        return {"prompt": f"{asked}\n", "completion": replied}
+    ask, reply, _ = mgsm.HEADERS["en"]
+    return {"prompt": f"{ask}{asked}\n{reply.rstrip()}", "completion": f" {replied}"}
+
+
+def hub_rows(name):
+    """The train split of owner/name@commit#configuration on the hub."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    reference, _, configuration = name.partition("#")
+    owner, _, commit = reference.partition("@")
+    if not commit:
+        raise UserError(f"data set {name!r}: expected own, gsm8k, a .jsonl file or owner/name@commit")
+    try:
+        return list(load_dataset(owner, configuration or None, split="train", revision=commit))
+    except (DatasetsError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"data set {name}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+
+
+def math_rows(source, n, seed, held_out=False):
+    """At most ``n`` English word problems with solutions, {"prompt", "completion"}: the lab's, or GSM8K's.
+
+    GSM8K's rows have the headers and the form of the English MGSM exemplars, without calculator marks. ``held_out``
+    rows are of the test set (MGSM's English problems are its first 250), training rows never. UserError for a missing
+    or malformed file.
+    """
+    if source != "lab":
+        return drawn(gsm8k("test" if held_out else "train"), n, seed)
+    from layerswap import lab
+
+    if not held_out:
         return lab.math_rows(n, seed)
+    return [{"prompt": lab.prompt(p.question), "completion": f" {p.answer}"} for p in lab.problems("en", "test", n)]
+
+
+def gsm8k(split):
+    """All rows of a split of GSM8K, as ``math_rows`` describes them."""
     (ask, reply, _), rows = mgsm.HEADERS["en"], []
-    for i, row in enumerate(read(data_folder() / "gsm8k" / "train.jsonl"), 1):
+    for i, row in enumerate(read(data_folder() / "gsm8k" / f"{split}.jsonl"), 1):
         steps, mark, number = re.sub(r"<<[^>]*>>", "", row["answer"]).partition("\n#### ")
         if not mark:
-            raise UserError(f"gsm8k/train.jsonl, row {i}: the answer has no line that begins with ####")
+            raise UserError(f"gsm8k/{split}.jsonl, row {i}: the answer has no line that begins with ####")
         said = re.sub(r"([^.!?:\s])\s*(?=\n|$)", r"\1.", steps)  # every line ends as a sentence
         rows.append({"prompt": f"{ask}{row['question'].strip()}\n{reply.rstrip()}",
                      "completion": f" {' '.join(said.split())} The answer is {number.strip()}."})  # fmt: skip
-    return random.Random(seed).sample(rows, min(n, len(rows)))
+    return rows
 
 
 def language_rows(source, language, n, seed, held_out=False):
@@ -107,7 +224,7 @@ def language_rows(source, language, n, seed, held_out=False):
             rows.append({"prompt": prompt, "completion": gap + completion.strip()})
     if not rows:
         raise UserError(f"{data_folder() / language}: no rows in tydiqa_*.json, stories_*.json, instruction_*.jsonl")
-    return random.Random(seed).sample(rows, min(n, len(rows)))
+    return drawn(rows, n, seed)
 
 
 def documents(folder, templates):

@@ -1,20 +1,25 @@
-"""Fine-tuning against a plain torch loop, its refusals and re-runs; parameter change against loaded models."""
+"""Fine-tuning against a plain torch loop and PEFT, its refusals, re-runs and kills."""
 
+import errno
 import json
+import multiprocessing
 import random
+import shutil
+import time
 
 import pytest
 import torch
 from conftest import WORDS, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layerswap import finetune
-from layerswap.paths import UserError
+from layerswap.paths import ROOT, UserError, locked
 
-SETTINGS = {"steps": 10, "learning_rate": 1e-2, "batch_size": 3, "max_length": 16, "seed": 5, "threads": 1}
+SETTINGS = {"steps": 20, "learning_rate": 1e-2, "batch_size": 3, "max_length": 16, "seed": 5, "threads": 1}
 
 
 def made_up_rows(n, seed=0):
@@ -43,9 +48,13 @@ def losses(folder):
     return json.loads((folder / "recipe.json").read_text())["losses"]
 
 
-def plain_loop(base, rows, steps, learning_rate, batch_size, max_length, seed, threads):
-    """The same training by hand, one unpadded row after another: (losses, state dict)."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+def plain_loop(base, rows, steps, learning_rate, batch_size, max_length, seed, threads, change=lambda model: model):
+    """The same training by hand, one unpadded row after another: (losses, state dict).
+
+    ``change`` freezes parts of the model, or makes it one of PEFT's.
+    """
+    torch.manual_seed(seed)
+    model = change(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
     tokenizer, warmup = AutoTokenizer.from_pretrained(base), steps // 10
     prompts = [tokenizer(row["prompt"]).input_ids for row in rows]
     wholes = [tokenizer(f"{row['prompt']}{row['completion']} <eos>").input_ids for row in rows]
@@ -58,7 +67,7 @@ def plain_loop(base, rows, steps, learning_rate, batch_size, max_length, seed, t
                 total, count = total - log_p[place - 1, wholes[i][place]], count + 1
         loss = total / count
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.param_groups[0]["lr"] = learning_rate * min(
             step / warmup if step < warmup else 1.0, (steps - step) / (steps - warmup)
         )
@@ -73,6 +82,138 @@ def test_equals_a_plain_torch_loop(base, expert):
     assert losses(expert) == pytest.approx(expected, rel=1e-4)
     for name, tensor in load_file(expert / "model.safetensors").items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("changed", [{"packing": True}, {"micro_batch": 1}, {"micro_batch": 1, "packing": True}])
+def test_packed_and_cut_steps_have_the_same_loss(base, tmp_path, changed):
+    settings = SETTINGS | {"batch_size": 4}
+    expected = losses(finetune.finetune(base, made_up_rows(20), tmp_path / "whole", **settings))
+    out = finetune.finetune(base, made_up_rows(20), tmp_path / "other", **settings | changed)
+    assert losses(out) == pytest.approx(expected, rel=1e-4)
+
+
+def test_two_processes_train_what_one_does(base, tmp_path):
+    settings = SETTINGS | {"batch_size": 4, "steps": 3}
+    outs = [finetune.finetune(base, made_up_rows(20), tmp_path / name, **settings, launch=launch)
+            for name, launch in (("one", ""), ("two", ROOT / "params" / "accelerate" / "cpu.yaml"))]  # fmt: skip
+    assert losses(outs[1]) == pytest.approx(losses(outs[0]), rel=1e-5)
+    weights = [load_file(out / "model.safetensors") for out in outs]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_frozen_layers_keep_every_bit(base, tmp_path):
+    def freeze(model):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("layers.1." in name or "layers.2." in name)
+        return model
+
+    frozen = [0, 3, finetune.OUTSIDE]
+    out = finetune.finetune(base, made_up_rows(20), tmp_path / "expert", **SETTINGS, frozen=frozen)
+    assert losses(out) == pytest.approx(plain_loop(base, made_up_rows(20), **SETTINGS, change=freeze)[0], rel=1e-4)
+    before = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict()
+    same = {name: torch.equal(t, before[name]) for name, t in load_file(out / "model.safetensors").items()}
+    assert same == {name: not ("layers.1." in name or "layers.2." in name) for name in same}
+
+
+@pytest.mark.parametrize("frozen", [[], [1, 2]])
+def test_lora_is_that_of_peft(base, tmp_path, frozen):
+    matrices = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    trained = [layer for layer in range(4) if layer not in frozen]
+    config = LoraConfig(r=3, lora_alpha=6.0, target_modules=sorted(matrices), layers_to_transform=trained)
+    out = finetune.finetune(
+        base, made_up_rows(20), tmp_path / "expert", **SETTINGS, lora_rank=3, lora_alpha=6.0, frozen=frozen
+    )
+    expected, weights = plain_loop(base, made_up_rows(20), **SETTINGS, change=lambda m: get_peft_model(m, config))
+    assert losses(out) == pytest.approx(expected, rel=1e-4)
+    made = load_file(out / "adapter_model.safetensors")
+    assert len(made) == 2 * len(matrices) * len(trained)
+    for name, tensor in made.items():
+        known = weights[name.replace(".weight", ".default.weight")]
+        torch.testing.assert_close(tensor, known, rtol=1e-3, atol=1e-4, msg=name)
+    assert not list(out.glob("*.bin")) and (out / "recipe.json").is_file()
+
+
+def test_kills_cost_nothing(base, expert, tmp_path, monkeypatch):
+    """kill -9 in five trainings, each at another moment; what goes on ends in the same bytes."""
+    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0)  # after each step
+    out, fork, rng = tmp_path / "math", multiprocessing.get_context("fork"), random.Random(0)
+    seen, started = set(), []
+    for _ in range(5):
+        training = fork.Process(target=finetune.finetune, args=(base, made_up_rows(20), out), kwargs=SETTINGS)
+        training.start()
+        while not (new := set(tmp_path.glob(".math.training/checkpoint-*")) - seen) and training.is_alive():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.06))  # into the middle of a checkpoint, or some steps on
+        training.kill()
+        training.join()
+        assert new and training.exitcode == -9 and not out.exists(), "ended before it could be killed"
+        complete = [int(file.parent.name[11:]) for file in tmp_path.glob(".math.training/checkpoint-*/complete")]
+        started.append(max(complete, default=0))
+        seen |= set(tmp_path.glob(".math.training/checkpoint-*"))
+    assert started == sorted(started) and started[-1] > 2, "every try went on from the last one's checkpoint"
+    assert content(finetune.finetune(base, made_up_rows(20), out, **SETTINGS)) == content(expert)
+    assert [path.name for path in tmp_path.iterdir()] == ["math"]
+
+
+def test_checkpoints_of_another_recipe_are_not_used(base, expert, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0)
+    out, stop = tmp_path / "math", {"steps": 9, "seed": 6}
+    monkeypatch.setattr(
+        finetune, "atomic_folder", lambda out: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full"))
+    )
+    with pytest.raises(UserError, match="math: disk full; the training goes on from its last checkpoint"):
+        finetune.finetune(base, made_up_rows(20), out, **SETTINGS | stop)
+    assert list(tmp_path.glob(".math.training/checkpoint-8/complete")) and not out.exists()
+    monkeypatch.undo()
+    assert content(finetune.finetune(base, made_up_rows(20), out, **SETTINGS)) == content(expert)
+
+
+def test_no_room_for_the_expert_or_for_checkpoints(base, expert, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(finetune, "CHECKPOINT_BYTES", 1 << 60)
+    monkeypatch.setattr(finetune.Keep, "on_save", lambda *a, **k: pytest.fail("saved"))
+    assert content(finetune.finetune(base, made_up_rows(20), tmp_path / "a", **SETTINGS)) == content(expert)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="b: needs 0.1 MB, .* has 0.0 MB free"):
+        finetune.finetune(base, made_up_rows(20), tmp_path / "b", **SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_one_process_at_a_time(base, tmp_path):
+    (tmp_path / ".expert.training").mkdir()
+    with locked(tmp_path / ".expert.training"), pytest.raises(UserError, match="another process is fine-tuning it"):
+        finetune.finetune(base, made_up_rows(3), tmp_path / "expert", **SETTINGS)
+
+
+def test_an_error_in_a_launched_process_is_the_same_line(tmp_path):
+    base = write_checkpoint(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    launch = ROOT / "params" / "accelerate" / "cpu.yaml"
+    with pytest.raises(UserError, match="fine-tuning: loss is nan at step 1;"):
+        finetune.finetune(base, made_up_rows(20), tmp_path / "out", **SETTINGS | {"batch_size": 4}, launch=launch)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_packed_rows_do_not_see_each_other(base):
+    rows = finetune.encode(made_up_rows(6), AutoTokenizer.from_pretrained(base), 16)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    packed = finetune.pack(rows, 30)
+    labels = packed.pop("labels")
+    assert packed["input_ids"].shape[1] <= 30 and len(packed["input_ids"]) < len(rows)
+    with torch.inference_mode():
+        logits = model(**packed, use_cache=False).logits  # [lines, length, vocabulary]
+        for row in rows:
+            alone = model(torch.tensor([row["input_ids"]])).logits[0]
+            places = [(line, start) for line in range(len(labels)) for start in range(labels.shape[1])
+                      if packed["input_ids"][line, start : start + len(alone)].tolist() == row["input_ids"]
+                      and packed["position_ids"][line, start] == 0]  # fmt: skip
+            (line, start) = places[0]
+            torch.testing.assert_close(logits[line, start : start + len(alone)], alone, rtol=1e-4, atol=1e-5)
+            assert labels[line, start : start + len(alone)].tolist() == row["labels"]
 
 
 def test_prompts_carry_no_loss_and_the_end_does(base):
@@ -127,12 +268,23 @@ def test_a_finished_expert_is_kept_and_another_recipe_replaces_it(base, tmp_path
         ([*made_up_rows(1), {"prompt": "Asha", "completion": " \n"}], {}, "row 1: completion is ' .n', expected text"),
         ([{"prompt": 3, "completion": "Asha"}], {}, "row 0: prompt is 3"),
         ([{"prompt": "Asha", "completion": "has two apples"}], {"max_length": 4}, "max_length 4: the shortest has 5"),
-        (made_up_rows(3), {"steps": 0}, "steps 0"),
-        (made_up_rows(3), {"batch_size": 0}, "batch_size 0"),
-        (made_up_rows(3), {"max_length": 1}, "max_length 1"),
-        (made_up_rows(3), {"learning_rate": 0.0}, "learning_rate 0.0"),
-        (made_up_rows(3), {"learning_rate": float("nan")}, "learning_rate nan"),
+        (made_up_rows(3), {"steps": 0}, "steps is 0, expected 1 or more"),
+        (made_up_rows(3), {"batch_size": 0}, "batch_size is 0"),
+        (made_up_rows(3), {"max_length": 1}, "max_length is 1, expected 2 to the model.s 128 tokens"),
+        (made_up_rows(3), {"learning_rate": 0.0}, "learning_rate is 0.0"),
+        (made_up_rows(3), {"learning_rate": float("nan")}, "learning_rate is nan"),
         (made_up_rows(3), {"dtype": "float16"}, "dtype is 'float16'"),
+        (made_up_rows(3), {"max_length": 129}, "max_length is 129, expected 2 to the model's 128 tokens"),
+        (made_up_rows(3), {"lora_rank": -1}, "lora_rank is -1"),
+        (made_up_rows(3), {"lora_rank": 2, "lora_alpha": 0.0}, "lora_alpha is 0.0"),
+        (made_up_rows(3), {"micro_batch": -1}, "micro_batch is -1"),
+        (made_up_rows(3), {"micro_batch": 2}, "batch_size 3 of 3 rows, expected a multiple of 2"),
+        (made_up_rows(2), {"micro_batch": 1}, "batch_size 3 of 2 rows"),
+        (made_up_rows(3), {"frozen": [4]}, r"frozen is \[4\], expected layers 0 to 3, or -1"),
+        (made_up_rows(3), {"frozen": [-1, 0, 1, 2, 3]}, "expected something to train"),
+        (made_up_rows(3), {"frozen": [0, 1, 2, 3], "lora_rank": 2}, "expected a layer to train"),
+        (made_up_rows(3), {"launch": "nowhere.yaml"}, "launch is 'nowhere.yaml', expected a file for accelerate"),
+        (made_up_rows(3), {"device": "cuda"}, "device is 'cuda', expected cpu"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(base, tmp_path, rows, changed, message):
@@ -181,32 +333,3 @@ def test_batches(lengths, batch_size, steps, seed):
     if len(lengths) <= finetune.STRETCH * batch_size and steps >= a_pass:  # a step's lengths are neighbours
         spans = sorted((min(lengths[i] for i in g), max(lengths[i] for i in g)) for g in groups[:a_pass])
         assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
-
-
-def test_change_equals_float64_on_loaded_models(base, expert, monkeypatch):
-    monkeypatch.setattr(finetune, "BLOCK", 100)  # several blocks a tensor
-    before, after = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float64).state_dict() for f in (base, expert))
-    frame = finetune.change(base, expert).set_index(["layer", "matrix"])
-    assert list(frame.loc[2].index) == ["q", "k", "v", "o", "gate", "up", "down", "norm"]
-    assert list(frame.index[:1]) == [(-1, "outside")]
-    layer = "model.layers.2"
-    for key, names in {
-        (2, "k"): [f"{layer}.self_attn.k_proj.weight"],
-        (2, "down"): [f"{layer}.mlp.down_proj.weight"],
-        (2, "norm"): [f"{layer}.input_layernorm.weight", f"{layer}.post_attention_layernorm.weight"],
-        (-1, "outside"): ["model.embed_tokens.weight", "model.norm.weight"],
-    }.items():
-        old, new = (torch.cat([state[name].flatten() for name in names]) for state in (before, after))
-        assert frame.loc[key, "mean_absolute"] == pytest.approx((new - old).abs().mean().item(), rel=1e-9)
-        assert frame.loc[key, "relative"] == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-9)
-    assert len(frame) == 4 * 8 + 1
-
-
-def test_change_of_nothing_is_zero(base):
-    assert (finetune.change(base, base)[["mean_absolute", "relative"]] == 0).all(axis=None)
-
-
-@pytest.mark.parametrize("other", [{"layers": 5}, {"intermediate_size": 50}, {"tied": False}])
-def test_change_refuses_other_tensors(base, checkpoint_factory, other):
-    with pytest.raises(UserError, match="tensor (model.layers|lm_head).*expected the same"):
-        finetune.change(base, checkpoint_factory("other", **other))
