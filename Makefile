@@ -7,13 +7,16 @@ NOTEBOOKS := 01_experts 02_swap 03_transition 04_top_bottom 05_mgsm
 RUN        = $(PY) -m layerswap.nb run --profile $(PROFILE)
 READY     := .venv/.ready
 
-.PHONY: all test lab notebooks base lock clean help $(NOTEBOOKS)
+.PHONY: all plan test lab notebooks base lock clean help $(NOTEBOOKS)
 .DEFAULT_GOAL := help
 
 all: $(NOTEBOOKS)  ## run what changed of the five notebooks into figures/$(PROFILE) (PROFILE=lab)
 02_swap 03_transition 04_top_bottom 05_mgsm: 01_experts
 $(NOTEBOOKS): $(READY)
 	@$(RUN) $@
+
+plan: $(READY)  ## what `make all` of a profile would load, train, merge and evaluate, and its cost (runs nothing)
+	@$(PY) -m layerswap.nb plan --profile $(PROFILE)
 
 test: $(READY)  ## lint, unit tests, notebook guards, nbval
 	$(PY) -m ruff check .

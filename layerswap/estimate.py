@@ -1,0 +1,129 @@
+"""A profile's cost before it is run: what is loaded, trained, merged and evaluated, with memory, disk and time.
+
+Nothing is fetched and no model is loaded. Sizes come from files that are here; of a model on the hub that is not, from
+the billions in its name. Times assume SPEED: they say hours or days, no more.
+"""
+
+import re
+from math import prod
+from pathlib import Path
+
+from layerswap import checkpoint, references
+from layerswap.paths import BUILD, LAB, ROOT, UserError
+
+# What a device does of its best, assumed: floating-point operations and bytes of memory a second.
+SPEED = {"cpu": (2e11, 2e10), "cuda": (4e14, 2e12)}  # two cores of a server; an H100 in bfloat16
+BYTES = {"float32": 4, "bfloat16": 2}
+TRAINED = 16  # bytes a trained weight: itself, its gradient, two moments of AdamW, all in float32
+QUESTION = 150  # tokens of a question, about
+ROWS = 32  # answers written at once, about
+
+
+def lines(profile, settings):
+    """The estimate of a profile as text lines. settings: notebook -> parameters, as ``nb.settings`` gives them."""
+    p = settings["01_experts"]
+    n_weights, where = size(p["base"])
+    languages, seeds = p["languages"], len(p["seeds"])
+    made = {"math": 0 if p["math_experts"] else seeds} | dict.fromkeys(languages, 0 if p["language_experts"] else seeds)
+    given = [*p["math_experts"], *p["language_experts"]]
+    processes = launched(p["launch"])
+    flops, bandwidth = SPEED[p["device"]]
+
+    gb = lambda n_bytes: f"{n_bytes / 1e9:,.1f} GB"  # noqa: E731
+    text = [f"profile {profile}: {n_weights / 1e6:,.1f} million weights ({where}); nothing is fetched or run by this"]
+    text.append(f"load       base {p['base']}" + "".join(f"\n           expert {each}" for each in given))
+    fetched = [each for each in (p["base"], *given) if references.HUB.fullmatch(each) and not cached(each)]
+    disk = 2 * n_weights * len(fetched)
+    text.append(f"           {len(fetched)} model(s) to fetch from the hub, about {gb(disk)} in bfloat16")
+
+    seconds = 0.0
+    stored = (2 if p["lora_rank"] else 4) * n_weights
+    for name, count in made.items():
+        kind = "math" if name == "math" else "language"
+        steps, tokens = p[f"{kind}_steps"], p[f"{kind}_steps"] * p["batch_size"] * p["max_length"]
+        sets = ", ".join(p[f"{kind}_data"]) or f"{p['source']}'s own text"
+        if count:
+            how = f"LoRA of rank {p['lora_rank']}" if p["lora_rank"] else "all weights"
+            text.append(f"train      {count} {name} expert(s), {how}: {steps} steps of {p['batch_size']} rows, at most"
+                        f" {tokens / 1e6:,.1f} M tokens each, on {sets}")  # fmt: skip
+            seconds += count * (4 if p["lora_rank"] else 6) * n_weights * tokens / flops / processes
+            disk += count * stored
+    if any(made.values()):
+        memory = (4 if p["lora_rank"] else TRAINED) * n_weights
+        disk += 2 * memory  # two checkpoints of a training
+        spread = f", over {processes} processes" if processes > 1 else ""
+        text.append(f"           memory {gb(memory)}{spread}, and activations; at most {duration(seconds)}")
+    disk += stored
+    text.append(f"merge      one checkpoint on disk, {gb(stored)}; all others in memory")
+
+    scored, total = answers(settings), 0.0
+    for name, (count, parameters) in scored.items():
+        text.append(f"evaluate   {name}: at most {count:,} answers of at most {parameters['max_new_tokens']} tokens,"
+                    f" {parameters['exemplars']} exemplars")  # fmt: skip
+        tokens = QUESTION + parameters["max_new_tokens"]
+        read = parameters["max_new_tokens"] / ROWS * BYTES[parameters["eval_dtype"]] * n_weights / bandwidth
+        total += count * (2 * n_weights * tokens / flops + read)
+    memory = 3 * BYTES[p["eval_dtype"]] * n_weights
+    text.append(f"           memory {gb(memory)} (two experts and what is mixed of them) and the cache of a batch;"
+                f" at most {duration(total)}")  # fmt: skip
+    text.append(f"in all     disk {gb(disk)}, at most {duration(seconds + total)} on {p['device']}"
+                f" (assuming {flops:.0e} operations and {bandwidth:.0e} bytes a second)")  # fmt: skip
+    return text
+
+
+def size(name):
+    """(number of weights, how that is known) of a base. UserError if it cannot be known."""
+    folder = {"lab": LAB / "base", "smollm2": BUILD / "smollm2" / "base"}.get(name) or cached(name) or ROOT / name
+    if folder.is_dir():
+        return sum(prod(tensor.shape) for tensor in checkpoint.read_header(folder).values()), "by its files"
+    found = re.search(r"(\d+(?:\.\d+)?)\s*([BM])\b", "SmolLM2-135M" if name == "smollm2" else name, re.IGNORECASE)
+    if not found:
+        raise UserError(f"base {name}: is not here, and its name does not say how many weights it has")
+    return float(found[1]) * {"B": 1e9, "M": 1e6}[found[2].upper()], "by its name"
+
+
+def cached(name):
+    """The folder of a hub reference in the hub's cache, or None."""
+    from huggingface_hub import errors, snapshot_download
+
+    hub = references.HUB.fullmatch(name)
+    try:
+        found = hub and Path(snapshot_download(hub["name"], revision=hub["revision"], local_files_only=True))
+        return found if found and list(found.glob("*.safetensors")) else None
+    except (errors.LocalEntryNotFoundError, ValueError):
+        return None
+
+
+def launched(launch):
+    """The processes that accelerate's file starts."""
+    import yaml
+
+    return yaml.safe_load((ROOT / launch).read_text(encoding="utf-8"))["num_processes"] if launch else 1
+
+
+def answers(settings):
+    """Notebook -> (how many answers it asks for at most, its parameters); equal conditions are answered once."""
+    counts = {}
+    for name, p in settings.items():
+        n_languages = len(p.get("languages", [1]))
+        if name == "01_experts":  # English: base and math expert; else the language expert too
+            counts[name] = (3 * n_languages + 2) * p["n_problems"]
+        elif name == "02_swap":
+            counts[name] = 3 * p["n_problems"]
+        elif name == "03_transition":
+            counts[name] = (2 + len(p["zone_widths"])) * n_languages * p["n_problems"]
+        elif name == "04_top_bottom":
+            single = 2 + (len(p["probed_layers"]) or 32)
+            mapped = (len(p["map_widths"]) ** 2 + single) * p["n_map"]
+            counts[name] = n_languages * (4 * p["n_problems"] + mapped)
+        elif name == "05_mgsm":
+            counts[name] = 7 * n_languages * p["n_problems"]
+    return {name: (count, settings[name]) for name, count in counts.items()}
+
+
+def duration(seconds):
+    """Seconds as minutes, hours or days, to two digits."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}" if seconds >= 10 * length else f"{seconds / length:.1f} {unit}"
+    return f"{seconds:,.0f} seconds"

@@ -1,0 +1,92 @@
+"""What a profile would cost: against counts by hand and what the notebooks say of themselves, without a connection."""
+
+import re
+import socket
+
+import pytest
+
+from layerswap import estimate, nb
+from layerswap.paths import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a connection was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def printed_plans(name):
+    """How many layer maps a notebook's stored outputs show."""
+    outputs = [out for cell in nb.read(nb.House(), name)["cells"] for out in cell.get("outputs", ())]
+    return sum(len(re.findall(r"[LMx]{4,}$", "".join(out.get("text", "")), re.MULTILINE)) for out in outputs)
+
+
+def test_answers_are_those_of_the_notebooks():
+    settings = nb.settings(nb.House(), "ci")
+    for p in settings.values():
+        p.update({"n_problems": 10, "n_map": 1} if "n_map" in p else {"n_problems": 10})
+    counts = {name: count for name, (count, _) in estimate.answers(settings).items()}
+    assert counts["01_experts"] == (2 + 3) * 10, "base and math expert in English; all three in Swahili"
+    assert counts["02_swap"] == 3 * 10
+    assert counts["03_transition"] == printed_plans("03_transition") * 10
+    widths = settings["04_top_bottom"]["map_widths"]
+    assert counts["04_top_bottom"] == printed_plans("04_top_bottom") * 10 + len(widths) ** 2 + 32 + 2
+    assert counts["05_mgsm"] == 7 * 10
+
+
+def test_a_model_that_is_not_here():
+    """8 billion weights: 16 bytes each to train, 4 to keep, 2 to fetch; 15 experts; 6 operations a weight and token."""
+    settings = nb.settings(nb.House(), "llama31-8b")
+    text = "\n".join(estimate.lines("llama31-8b", settings))
+    assert "8,000.0 million weights (by its name)" in text
+    assert "1 model(s) to fetch from the hub, about 16.0 GB" in text
+    assert text.count("3 sw expert(s), all weights: 470 steps of 64 rows, at most 30.8 M tokens") == 1
+    assert "memory 128.0 GB, over 8 processes" in text
+    seconds = 15 * 6 * 8e9 * 470 * 64 * 1024 / 4e14 / 8
+    assert f"at most {seconds / 60:.0f} minutes" in text
+    assert "memory 48.0 GB (two experts" in text
+    assert f"in all     disk {16 + 15 * 32 + 2 * 128 + 32:.1f} GB" in text
+
+
+def test_experts_by_reference_are_not_trained():
+    settings = nb.settings(nb.House(), "llama31-8b")
+    settings["01_experts"] |= {"seeds": [1], "math_experts": ["me/math-8B@v1"], "language_experts": ["a/b@1"] * 4}
+    text = "\n".join(estimate.lines("x", settings))
+    assert "train" not in text and "expert me/math-8B@v1" in text
+    assert "6 model(s) to fetch" in text
+
+
+def test_lora_costs_less():
+    settings = nb.settings(nb.House(), "llama31-8b")
+    settings["01_experts"] |= {"lora_rank": 64, "launch": ""}
+    text = "\n".join(estimate.lines("x", settings))
+    assert "LoRA of rank 64" in text and "memory 32.0 GB, and activations" in text
+
+
+def test_a_model_that_is_here():
+    text = "\n".join(estimate.lines("lab", nb.settings(nb.House(), "lab")))
+    assert "1.7 million weights (by its files)" in text and "0 model(s) to fetch" in text
+
+
+def test_a_name_without_a_size():
+    settings = nb.settings(nb.House(), "ci")
+    settings["01_experts"] |= {"base": "owner/nameless@main"}
+    with pytest.raises(UserError, match="its name does not say how many weights"):
+        estimate.lines("x", settings)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7, "7 seconds"), (119, "119 seconds"), (3600, "60 minutes"), (86400, "24 hours"), (1e6, "12 days")],
+)  # fmt: skip
+def test_duration(seconds, text):
+    assert estimate.duration(seconds) == text
+
+
+def test_the_command(capsys):
+    assert nb.main(["plan", "--profile", "llama31-8b"]) == 0
+    assert "nothing is fetched or run" in capsys.readouterr().out
+    assert nb.main(["plan", "--profile", "none"]) == 2
+    assert "expected one of" in capsys.readouterr().err

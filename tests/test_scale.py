@@ -1,0 +1,71 @@
+"""The five notebooks, unchanged, on a model built like Llama 3.1 8B: its 32 layers, head ratios and rope, in bfloat16
+shards; LoRA experts of two seeds, trained on a file of the user's. Only the width is small."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from layerswap import lab
+from layerswap.paths import LAB, ROOT
+
+PROFILE = {
+    "all": {"base": "tall", "languages": ["sw"], "n_problems": 3, "max_new_tokens": 4, "eval_dtype": "bfloat16"},
+    "01_experts": {
+        "seeds": [1, 2], "math_data": ["own:1", "math.jsonl:1"], "math_steps": 3, "language_steps": 30,
+        "math_learning_rate": 0.001, "language_learning_rate": 0.003, "batch_size": 8, "micro_batch": 4,
+        "packing": True, "lora_rank": 4, "dtype": "bfloat16", "n_held_out": 20,
+    },
+    "02_swap": {"n_problems": 2},
+    "03_transition": {"zone_widths": [0, 1]},
+    "04_top_bottom": {"map_widths": [0, 5], "probed_layers": [0, 31], "n_map": 2},
+}  # fmt: skip
+
+
+def write_base(folder):
+    """A random model of Llama 3.1 8B's shape, an 64th as wide, with the lab's tokenizer."""
+    tokens = json.loads((LAB / "base" / "tokenizer.json").read_text())["model"]["vocab"]
+    eos = tokens["<eos>"]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokens), hidden_size=64, intermediate_size=224, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5, initializer_range=0.1,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        bos_token_id=None, eos_token_id=eos, pad_token_id=eos,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="500KB")
+    for file in (LAB / "base").glob("token*"):
+        shutil.copyfile(file, folder / file.name)
+
+
+def test_all_notebooks_on_a_model_built_like_llama_31_8b(tmp_path):
+    for name in ("layerswap", "notebooks", "params"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "requirements.lock", tmp_path / "requirements.lock")
+    write_base(tmp_path / "tall")
+    rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in lab.math_rows(40, 7)]
+    (tmp_path / "math.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "params" / "tall.yml").write_text(yaml.safe_dump(PROFILE))
+    command = [sys.executable, "-m", "layerswap.nb", "run", "--profile", "tall"]
+    for expected in (("s", "s", "s", "s", "s"), ("unchanged",) * 5):
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert tuple(line.split()[-1] for line in done.stdout.splitlines()) == expected
+    figures, build = tmp_path / "figures" / "tall", tmp_path / "build"
+    assert len(list(figures.glob("*.png"))) == 16
+    folded = [file.parent.name for file in (build / "models").glob("*/model.safetensors.index.json")]
+    assert {name.rpartition("-")[0] for name in folded} == {"math-1", "math-2", "sw-1", "sw-2"}
+    moved = pd.read_csv(figures / "parameter_change.csv")
+    assert set(moved.seed) == {1, 2} and moved.layer.max() == 31
+    assert (moved[moved.matrix == "norm"].relative == 0).all() and (moved[moved.matrix == "q"].relative > 0).all()
+    maps = pd.read_csv(figures / "layer_map.csv").set_index("plan")
+    assert list(maps.loc["layer swap"]) == [1.0] * 5 + [0.5] + [0.0] * 23 + [0.5] + [1.0] * 2 + [0.5]
