@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
-from layerswap import checkpoint, merge, mergekit, mgsm, paths, plan, provenance, vectors
+from layerswap import checkpoint, merge, mergekit, mgsm, paths, plan, provenance, references, vectors
 from layerswap.paths import UserError
 
 WIDTHS = ("bottom", "top", "transition_bottom", "transition_top")
@@ -24,9 +24,10 @@ EXAMPLES = """examples:
   python -m layerswap verify merged
   python -m layerswap eval --model merged experts/math --languages sw,te --style native_cot --limit 100
 
-A plan file (YAML or JSON) holds name, layers (the language expert's weight in each layer, from the bottom up) and
-outside (its weight in embeddings, final norm and head); or name, method (task arithmetic, ties), math, language,
-density and scale; or a mergekit configuration of passthrough or linear slices over the two experts.
+A model (MODEL) is a folder of safetensors, a LoRA adapter's folder (with --base), a .gguf file, or owner/name@revision
+on the hub. A plan file (YAML or JSON) holds name, layers (the language expert's weight in each layer, from the bottom
+up) and outside (its weight in embeddings, final norm and head); or name, method (task arithmetic, ties), math,
+language, density and scale; or a mergekit configuration of passthrough or linear slices over the two experts.
 """
 
 
@@ -69,9 +70,9 @@ def parser():
     command.add_argument("--format", choices=["text", "json", "yaml", "mergekit"], default="text")
 
     command = commands.add_parser("merge", parents=[swap], help="write a merged checkpoint")
-    command.add_argument("--math", metavar="DIR", required=True, help="the math expert")
-    command.add_argument("--language", metavar="DIR", required=True, help="the language expert")
-    command.add_argument("--base", metavar="DIR", help="their base model, for task arithmetic and TIES")
+    command.add_argument("--math", metavar="MODEL", required=True, help="the math expert")
+    command.add_argument("--language", metavar="MODEL", required=True, help="the language expert")
+    command.add_argument("--base", metavar="MODEL", help="their base model, for adapters, task arithmetic and TIES")
     command.add_argument("--out", metavar="DIR", required=True, help="the new folder")
     command.add_argument("--donor", choices=["math", "language"], default="math",
                          help="whose config, tokenizer and chat template the result gets (math)")  # fmt: skip
@@ -87,7 +88,8 @@ def parser():
     command = commands.add_parser(
         "eval", help="score models on MGSM", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    command.add_argument("--model", metavar="DIR", nargs="+", required=True, help="folders of models")
+    command.add_argument("--model", metavar="MODEL", nargs="+", required=True, help="models")
+    command.add_argument("--base", metavar="MODEL", help="the base of those that are adapters")
     command.add_argument("--languages", metavar="sw,te", required=True, help="of MGSM's eleven, with commas")
     command.add_argument("--style", choices=mgsm.STYLES, default="native_cot", help="of the prompts")
     command.add_argument("--source", metavar="WHERE", default="local",
@@ -123,6 +125,14 @@ def chosen_plan(options, n_layers):
         raise UserError(f"{options.plan}: {error}") from None
 
 
+def found(name, base=None):
+    """The folder of a model on the command line: a plain folder is itself, as it was written."""
+    path = Path(name)
+    if path.suffix == ".gguf" or (path / "adapter_config.json").is_file():
+        return str(references.model(path.absolute(), None if base is None else Path(base).absolute()))
+    return name if path.exists() or not references.HUB.fullmatch(name) else str(references.model(name, base))
+
+
 def show_plan(options):
     where = "--layers" if options.model is None else options.model
     n_layers = options.layers if options.model is None else checkpoint.layer_count(options.model)
@@ -153,10 +163,14 @@ def described(made):
 
 
 def do_merge(options):
-    made = chosen_plan(options, checkpoint.layer_count(options.math))
-    with bar(options.math, "merging") as progress:
+    base = options.base and found(options.base)
+    math, language = found(options.math, base), found(options.language, base)
+    made = chosen_plan(options, checkpoint.layer_count(math))
+    if (math, language) != (options.math, options.language) and "base" not in made.roles:
+        base = None  # it was there for the adapters
+    with bar(math, "merging") as progress:
         manifest = merge.merge(
-            options.math, options.language, made, options.out, base=options.base, donor=options.donor,
+            math, language, made, options.out, base=base, donor=options.donor,
             shard_size=options.shard_size, link=options.link, hashing=not options.no_hash, progress=progress,
         )  # fmt: skip
     counts = Counter(entry["source"] for entry in manifest["tensors"].values())
@@ -219,7 +233,7 @@ def evaluate(options):
     tests = [(mgsm.load(options.source, code, limit=options.limit),
               mgsm.exemplars(options.source, code, n, options.style)) for code in languages]  # fmt: skip
     models = {}
-    for folder in dict.fromkeys(options.model):
+    for folder in dict.fromkeys(found(name, options.base and found(options.base)) for name in options.model):
         whole = plan.uniform(checkpoint.layer_count(folder), 0.0, folder)
         digests = dict.fromkeys(("math", "language"), provenance.model_digest(folder))
         weights = provenance.merge_key(digests, whole, f"torch.{options.dtype}")

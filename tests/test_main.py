@@ -9,11 +9,14 @@ import sys
 import tempfile
 
 import pytest
+import torch
 import tqdm  # noqa: F401 (imported late by the command, when a test may be another user)
 import yaml
-from conftest import tensors
+from conftest import same_bits, tensors
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from layerswap import checkpoint, plan
+from layerswap import checkpoint, plan, references
 from layerswap.__main__ import main, n_bytes
 from layerswap.vectors import TaskVectors
 
@@ -63,6 +66,26 @@ def test_merge_inspect_verify(capsys, checkpoint_factory, tmp_path):
     options[-1] = tmp_path / "added"
     assert run(capsys, "merge", *options, "--base", base, "--plan", tmp_path / "ta.yml", "--no-hash")[0] == 0
     assert tensors(tmp_path / "added").keys() == tensors(math).keys()
+
+
+def test_adapters_are_folded_into_the_base(capsys, checkpoint_factory, tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "BUILD", tmp_path / "build")
+    base, adapters, wholes = checkpoint_factory("base", 0), [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        adapters.append(tmp_path / f"adapter-{seed}")
+        model.save_pretrained(adapters[-1])
+        wholes.append(shutil.copytree(base, tmp_path / f"whole-{seed}"))
+        model.merge_and_unload().save_pretrained(wholes[-1])
+    for out, (math, language), more in (("ours", adapters, ["--base", base]), ("known", wholes, [])):
+        options = ["merge", "--math", math, "--language", language, "--out", tmp_path / out, *more]
+        assert run(capsys, *options)[::2] == (0, "")
+    ours, known = tensors(tmp_path / "ours"), tensors(tmp_path / "known")
+    assert ours.keys() == known.keys() and all(same_bits(ours[name], known[name]) for name in ours)
+    code, _, error = run(capsys, "merge", "--math", *adapters[:1], "--language", adapters[1], "--out", tmp_path / "x")
+    assert code == 2 and "is an adapter, expected a whole model" in error and not (tmp_path / "x").exists()
 
 
 def test_widths_of_the_command_are_those_of_the_plan(capsys, experts, tmp_path):

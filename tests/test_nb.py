@@ -166,6 +166,22 @@ def test_another_model_at_the_same_path_is_another_recipe(house):
         assert nb.run(house, "small") == ["01_first"]
 
 
+def test_another_training_file_is_another_recipe(house):
+    first = 'profile = "ci"  # run\nwidth = 2  # layers\nlanguages = [""]  # codes\ndata = [""]  # sets\nmath = [""]  #'
+    write_notebook(house, "01_first", first, FIRST, writes=["one"], leaves=["left.json"])
+    (house.root / "adapter").mkdir()
+    files = [house.root / name for name in ("rows-te.jsonl", "more.jsonl", "adapter/adapter_config.json", "m.gguf")]
+    for file in files:
+        file.write_text("1")
+    sets = ["rows-{language}.jsonl:0.5", str(house.root / "more.jsonl")]
+    profile(house, all={"languages": ["sw", "te"], "data": sets, "math": ["adapter", "m.gguf"]})
+    assert nb.run(house, "small") == ["01_first", "02_second"]
+    for file in files:
+        assert nb.run(house, "small") == []
+        file.write_text("12")
+        assert nb.run(house, "small") == ["01_first"]
+
+
 @pytest.mark.parametrize(
     ("source", "writes", "message"),
     [
