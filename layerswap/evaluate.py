@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from layerswap import mgsm, stats
-from layerswap.paths import UserError, digest
+from layerswap.paths import UserError, digest, shown
 
 STORED = "stop n_tokens text answer_language answer_nll answer_tokens answer_bytes".split()
 SCORED = "value correct rule wrong_language lm_eval_strict lm_eval_flexible".split()
@@ -149,10 +149,10 @@ def stored(answer):
 
 
 class Progress(tqdm):
-    """A bar over missing answers, on a terminal only, with tokens a second and the accuracy so far."""
+    """A bar over missing answers where somebody looks, with tokens a second and the accuracy so far."""
 
     def __init__(self, label, problems, missing):
-        super().__init__(total=len(missing), desc=f"{label}, {problems[0].language}", disable=None, leave=False)
+        super().__init__(total=len(missing), desc=f"{label}, {problems[0].language}", **shown())
         self.problems, self.missing = problems, set(missing)
         self.right, self.tokens, self.begun = 0, 0, time.monotonic()
 

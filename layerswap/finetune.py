@@ -20,14 +20,15 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors import SafetensorError
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from layerswap import checkpoint
-from layerswap.paths import UserError, atomic_file, atomic_folder, check_space, digest, file_digest, locked, sync
+from layerswap import checkpoint, paths
+from layerswap.paths import UserError, atomic_file, atomic_folder
 from layerswap.plan import layer_index
 
 IGNORED = -100  # the label of a token without loss
@@ -49,6 +50,8 @@ def encode(rows, tokenizer, max_length):
                 raise UserError(f"training row {i}: {field} is {row.get(field)!r}, expected text")
     if not rows:
         raise UserError("there are no training rows")
+    if tokenizer.eos_token_id is None:
+        raise UserError("the base's tokenizer has no end of text (eos_token), which every row is to end in")
     heads = tokenizer([row["prompt"] for row in rows]).input_ids
     tails = tokenizer([row["completion"] for row in rows], add_special_tokens=False).input_ids
     ends = [[*tail, tokenizer.eos_token_id] for tail in tails]
@@ -126,20 +129,19 @@ class Keep(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             for file in [*folder.iterdir(), folder]:
-                sync(file)
+                paths.sync(file)
             (folder / "complete").touch()
 
 
 class Progress(TrainerCallback):
-    """A bar over the steps, on a terminal only: loss, tokens a second, time left."""
+    """A bar over the steps where somebody looks: loss, tokens a second, time left."""
 
     def __init__(self, tokens):
         self.tokens = np.cumsum([0, *tokens])  # [steps + 1]: tokens before each step
 
     def on_train_begin(self, args, state, control, **kwargs):
-        hidden = None if state.is_world_process_zero else True  # None: where there is no terminal
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step",
-                        disable=hidden, leave=False)  # fmt: skip
+        where = paths.shown() if state.is_world_process_zero else {"disable": True}
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step", **where)
         self.first, self.begun = state.global_step, time.monotonic()
 
     def on_log(self, args, state, control, logs, **kwargs):
@@ -205,8 +207,8 @@ def finetune(
     tokenizer, out, header = AutoTokenizer.from_pretrained(base), Path(out), checkpoint.read_header(base)
     encoded = encode(rows, tokenizer, max_length)
     recipe = {
-        "base": checkpoint.digest(base), "rows": digest(encoded), "n_rows": len(encoded),
-        "n_left_out": len(rows) - len(encoded), **settings, "code": file_digest(__file__),
+        "base": checkpoint.digest(base), "rows": paths.digest(encoded), "n_rows": len(encoded),
+        "n_left_out": len(rows) - len(encoded), **settings, "code": paths.file_digest(__file__),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
     }  # fmt: skip
     if (out / "recipe.json").is_file():
@@ -214,11 +216,11 @@ def finetune(
             return out
     elif out.exists():
         raise UserError(f"{out}: exists and holds no recipe.json, so it was not made by fine-tuning; remove it first")
-    check_space(out, 4 * sum(math.prod(tensor.shape) for tensor in header.values()))
+    paths.check_space(out, 4 * sum(math.prod(tensor.shape) for tensor in header.values()))
     scratch = out.with_name(f".{out.name}.training")
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(scratch):
+        with paths.locked(scratch):
             prepare(scratch, recipe, {"base": str(base), "rows": encoded, "settings": settings})
             losses = train(scratch) if not launch else launched(scratch, launch)
             shutil.rmtree(out, ignore_errors=True)
@@ -232,8 +234,9 @@ def finetune(
     except UserError:
         shutil.rmtree(scratch)  # the same rows and settings would fail again
         raise
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror or error}; the training goes on from its last checkpoint") from None
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk or GPU: each library has its own
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{out}: {reason}; the training goes on from its last checkpoint") from error
     shutil.rmtree(scratch)
     return out
 

@@ -274,6 +274,8 @@ def execute(house, name, profile, parameters):
     from nbclient.exceptions import DeadKernelError
 
     quiet_kernels()
+    if sys.stderr.isatty():
+        os.environ["LAYERSWAP_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     target, record, failed, running = (
         house.build(profile, f"{name}.{end}") for end in ("ipynb", "json", "failed.ipynb", "running.ipynb")
     )

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -127,6 +128,19 @@ def locked(folder, wait=False):
         yield
     finally:
         os.close(handle)
+
+
+def shown():
+    """tqdm's settings for a bar that is seen where somebody looks, and nowhere else.
+
+    That is this process's terminal; the terminal from which ``nb`` runs a notebook (LAYERSWAP_TERMINAL), below the bar
+    of its cells; or the notebook itself, where a person has it open in Jupyter.
+    """
+    if terminal := os.environ.get("LAYERSWAP_TERMINAL"):
+        with suppress(OSError):
+            return {"file": open(terminal, "w"), "disable": False, "position": 1, "leave": False}
+    seen = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    return {"file": sys.stderr, "disable": not seen, "leave": False}
 
 
 def digest(content):

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import random
+import resource
 import shutil
 import time
 
@@ -162,7 +163,7 @@ def test_checkpoints_of_another_recipe_are_not_used(base, expert, tmp_path, monk
     monkeypatch.setattr(
         finetune, "atomic_folder", lambda out: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full"))
     )
-    with pytest.raises(UserError, match="math: disk full; the training goes on from its last checkpoint"):
+    with pytest.raises(UserError, match="math: .*disk full; the training goes on from its last checkpoint"):
         finetune.finetune(base, made_up_rows(20), out, **SETTINGS | stop)
     assert list(tmp_path.glob(".math.training/checkpoint-8/complete")) and not out.exists()
     monkeypatch.undo()
@@ -179,6 +180,21 @@ def test_no_room_for_the_expert_or_for_checkpoints(base, expert, tmp_path, monke
     with pytest.raises(UserError, match="b: needs 0.1 MB, .* has 0.0 MB free"):
         finetune.finetune(base, made_up_rows(20), tmp_path / "b", **SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("seconds", [0, 300])
+def test_a_disk_that_fills_up_while_training(base, expert, tmp_path, monkeypatch, seconds):
+    """Files may hold 60 kB: then neither a checkpoint nor the expert can be written."""
+    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", seconds)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="math: .*too large.*; the training goes on") as error:
+            finetune.finetune(base, made_up_rows(20), tmp_path / "math", **SETTINGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value) and not (tmp_path / "math").exists()
+    assert content(finetune.finetune(base, made_up_rows(20), tmp_path / "math", **SETTINGS)) == content(expert)
 
 
 def test_one_process_at_a_time(base, tmp_path):
@@ -292,6 +308,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(base, tmp_path, rows, changed,
         finetune.finetune(base, rows, tmp_path / "expert", **SETTINGS | changed)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_without_an_end(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no end of text"):
+        finetune.encode(made_up_rows(1), tokenizer, 16)
 
 
 def test_a_row_that_fits_exactly_is_used(base):
