@@ -127,9 +127,9 @@ def chosen_plan(options, n_layers):
 
 def found(name, base=None):
     """The folder of a model on the command line: a plain folder is itself, as it was written."""
-    path = Path(name)
+    path, base = Path(name), None if base is None else Path(base).absolute()
     if path.suffix == ".gguf" or (path / "adapter_config.json").is_file():
-        return str(references.model(path.absolute(), None if base is None else Path(base).absolute()))
+        return str(references.model(path.absolute(), base))
     return name if path.exists() or not references.HUB.fullmatch(name) else str(references.model(name, base))
 
 

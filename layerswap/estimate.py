@@ -26,7 +26,11 @@ def lines(profile, settings):
     languages, seeds = p["languages"], len(p["seeds"])
     made = {"math": 0 if p["math_experts"] else seeds} | dict.fromkeys(languages, 0 if p["language_experts"] else seeds)
     given = [*p["math_experts"], *p["language_experts"]]
-    processes = launched(p["launch"])
+    processes = processes_of(p["launch"])
+    if p["device"] not in SPEED or any(q["eval_dtype"] not in BYTES for q in settings.values()):
+        raise UserError(
+            f"device is {p['device']!r}, eval_dtype {p['eval_dtype']!r}: expected {[*SPEED]} and {[*BYTES]}"
+        )
     flops, bandwidth = SPEED[p["device"]]
 
     gb = lambda n_bytes: f"{n_bytes / 1e9:,.1f} GB"  # noqa: E731
@@ -63,7 +67,7 @@ def lines(profile, settings):
         tokens = QUESTION + parameters["max_new_tokens"]
         read = parameters["max_new_tokens"] / ROWS * BYTES[parameters["eval_dtype"]] * n_weights / bandwidth
         total += count * (2 * n_weights * tokens / flops + read)
-    memory = 3 * BYTES[p["eval_dtype"]] * n_weights
+    memory = 3.3 * BYTES[p["eval_dtype"]] * n_weights
     text.append(f"           memory {gb(memory)} (two experts and what is mixed of them) and the cache of a batch;"
                 f" at most {duration(total)}")  # fmt: skip
     text.append(f"in all     disk {gb(disk)}, at most {duration(seconds + total)} on {p['device']}"
@@ -76,10 +80,12 @@ def size(name):
     folder = {"lab": LAB / "base", "smollm2": BUILD / "smollm2" / "base"}.get(name) or cached(name) or ROOT / name
     if folder.is_dir():
         return sum(prod(tensor.shape) for tensor in checkpoint.read_header(folder).values()), "by its files"
-    found = re.search(r"(\d+(?:\.\d+)?)\s*([BM])\b", "SmolLM2-135M" if name == "smollm2" else name, re.IGNORECASE)
+    found = re.search(
+        r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", "SmolLM2-135M" if name == "smollm2" else name, re.IGNORECASE
+    )
     if not found:
         raise UserError(f"base {name}: is not here, and its name does not say how many weights it has")
-    return float(found[1]) * {"B": 1e9, "M": 1e6}[found[2].upper()], "by its name"
+    return int(found[1] or 1) * float(found[2]) * {"B": 1e9, "M": 1e6}[found[3].upper()], "by its name"
 
 
 def cached(name):
@@ -94,11 +100,16 @@ def cached(name):
         return None
 
 
-def launched(launch):
+def processes_of(launch):
     """The processes that accelerate's file starts."""
     import yaml
 
-    return yaml.safe_load((ROOT / launch).read_text(encoding="utf-8"))["num_processes"] if launch else 1
+    if not launch:
+        return 1
+    try:
+        return int(yaml.safe_load((ROOT / launch).read_text(encoding="utf-8"))["num_processes"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"launch {launch}: expected a file for accelerate with num_processes ({error!r})") from None
 
 
 def answers(settings):

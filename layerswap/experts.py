@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from layerswap import checkpoint, evaluate, mgsm
 from layerswap.generate import nll
@@ -15,19 +15,21 @@ from layerswap.paths import BUILD, ROOT, UserError, atomic_file, digest
 from layerswap.plan import uniform
 from layerswap.provenance import reading_digest
 from layerswap.resident import Resident
+from layerswap.resident import load as load_model
 
 
 def save(profile, index):
     """Write ``build/<profile>/experts.json``: folders (relative to the project) and digests of all models.
 
-    ``note`` is what the base's provenance.json says of its weights ("dequantised from 4 bit"), or empty.
+    ``note`` is what the models' provenance.json say of their weights ("dequantised from 4 bit"), or empty.
     """
-    provenance = Path(index["base"]) / "provenance.json"
     folders = {"base": [index["base"]], "math": index["math"], **index["languages"]}
+    papers = [Path(each) / "provenance.json" for made in folders.values() for each in made]
+    notes = [checkpoint.read_json(paper).get("note", "") for paper in papers if paper.is_file()]
     content = {
         "source": index["source"],
         "seeds": index["seeds"],
-        "note": checkpoint.read_json(provenance).get("note", "") if provenance.is_file() else "",
+        "note": ", ".join(dict.fromkeys(filter(None, notes))),
         "folders": {name: [os.path.relpath(each, ROOT) for each in made] for name, made in folders.items()},
         "digests": {name: [checkpoint.digest(each) for each in made] for name, made in folders.items()},
     }
@@ -49,7 +51,13 @@ def load(profile):
 
 
 def pair(index, language):
-    """(math expert, language expert) of the first seed; a language without an expert gets the math expert twice."""
+    """(math expert, language expert) of the first seed; English, which has no expert, gets the math expert twice.
+
+    UserError for a language that 01_experts was not run with.
+    """
+    if language not in index["languages"] and language != "en":
+        known = ", ".join(index["languages"])
+        raise UserError(f"language {language!r} has no expert, expected one of {known}: add it to the profile")
     return index["math"][0], index["languages"].get(language, index["math"])[0]
 
 
@@ -111,7 +119,7 @@ def losses(index, rows, device="cpu", dtype="float32"):
     for name, held in rows.items():
         code, role = ("en", "math expert") if name == "math" else (name, "language expert")
         for condition, folder in (("base", index["base"]), (role, pair(index, code)[name != "math"])):
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+            model = load_model(folder, getattr(torch, dtype)).to(device)
             frames.append(measured(model, AutoTokenizer.from_pretrained(folder), held, condition, code))
     return pd.concat(frames, ignore_index=True)
 
@@ -132,7 +140,7 @@ def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu"
             rows.append({"prompt": mgsm.prompt(each, others, style), "completion": f" {each.answer}"})
         two, alone = Resident(*pair(index, code), device=device, dtype=getattr(torch, dtype)), index["base"]
         if base:
-            model = AutoModelForCausalLM.from_pretrained(alone, dtype=getattr(torch, dtype)).to(device).eval()
+            model = load_model(alone, getattr(torch, dtype)).to(device)
             frames.append(measured(model, AutoTokenizer.from_pretrained(alone), rows, "base", code))
         tokenizer = AutoTokenizer.from_pretrained(two.folders["math"])
         frames += [measured(two.apply(each), tokenizer, rows, each.name, code) for each in plans]

@@ -4,10 +4,10 @@ A finished expert lies beside the recipe that made it (base weights, rows, setti
 same recipe is never trained twice; another recipe replaces the folder.
 """
 
+import gc
 import json
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -19,88 +19,22 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from layerswap import checkpoint, paths
+from layerswap import checkpoint, paths, provenance, resident
+from layerswap import rows as rows_module
 from layerswap.paths import UserError, atomic_file, atomic_folder
 from layerswap.plan import layer_index
+from layerswap.rows import IGNORED, batches, encode, pack
 
-IGNORED = -100  # the label of a token without loss
-STRETCH = 8  # steps among whose rows those of similar length are put together
 CHECKPOINT_SECONDS = 300  # of training between two checkpoints
-CHECKPOINT_BYTES = 16  # a weight: itself, and what AdamW keeps of it, with room to spare
 OUTSIDE = -1  # stands for embeddings, final norm and head in a list of layers
-
-
-def encode(rows, tokenizer, max_length):
-    """The rows that fit ``max_length`` tokens, as {"input_ids", "labels"}: prompt, completion, end of text.
-
-    Prompt and completion are tokenized apart, as they are when an answer is generated or scored. Labels are IGNORED
-    over the prompt. UserError for a row without text, or if no row fits.
-    """
-    for i, row in enumerate(rows):
-        for field in ("prompt", "completion"):
-            if not isinstance(row.get(field), str) or not row[field].strip():
-                raise UserError(f"training row {i}: {field} is {row.get(field)!r}, expected text")
-    if not rows:
-        raise UserError("there are no training rows")
-    if tokenizer.eos_token_id is None:
-        raise UserError("the base's tokenizer has no end of text (eos_token), which every row is to end in")
-    heads = tokenizer([row["prompt"] for row in rows]).input_ids
-    tails = tokenizer([row["completion"] for row in rows], add_special_tokens=False).input_ids
-    ends = [[*tail, tokenizer.eos_token_id] for tail in tails]
-    encoded = [{"input_ids": h + e, "labels": [IGNORED] * len(h) + e} for h, e in zip(heads, ends, strict=True)]
-    fit = [row for row in encoded if len(row["input_ids"]) <= max_length]
-    if not fit:
-        shortest = min(len(row["input_ids"]) for row in encoded)
-        raise UserError(f"none of {len(rows)} training rows fits max_length {max_length}: the shortest has {shortest}")
-    return fit
-
-
-def batches(lengths, batch_size, steps, seed, least=1):
-    """The rows of each step, as lists of ``batch_size`` indices; every pass over the rows is shuffled anew.
-
-    Rows of similar length share a step, so that little of it is padding. The last step of a pass may have fewer rows;
-    it is left out if they are fewer than ``least``.
-    """
-    rng, groups = random.Random(seed), []
-    while len(groups) < steps:
-        order, one_pass = rng.sample(range(len(lengths)), len(lengths)), []
-        for start in range(0, len(order), STRETCH * batch_size):
-            part = sorted(order[start : start + STRETCH * batch_size], key=lengths.__getitem__)
-            one_pass += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-        groups += [group for group in rng.sample(one_pass, len(one_pass)) if len(group) >= least]
-    return groups[:steps]
-
-
-def pack(rows, width):
-    """Rows laid end to end in as few lines as first fit finds: input_ids, labels and position_ids [lines, length].
-
-    ``width``: the longest line. Positions restart with each row, by which transformers keeps attention within rows;
-    what is left of a line is one more row, without labels.
-    """
-    lines = []
-    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
-        room = (line for line in lines if sum(len(r["input_ids"]) for r in line) + len(row["input_ids"]) <= width)
-        line = next(room, None)
-        if line is None:
-            lines.append(line := [])
-        line.append(row)
-    length = max(sum(len(row["input_ids"]) for row in line) for line in lines)
-    packed = {"input_ids": [], "labels": [], "position_ids": []}
-    for line in lines:
-        rest = length - sum(len(row["input_ids"]) for row in line)
-        line = [*line, {"input_ids": [0] * rest, "labels": [IGNORED] * rest}]
-        for field in ("input_ids", "labels"):
-            packed[field].append([token for row in line for token in row[field]])
-        packed["position_ids"].append([i for row in line for i in range(len(row["input_ids"]))])
-    return {field: torch.tensor(value) for field, value in packed.items()}
 
 
 class StopAtNan(TrainerCallback):
@@ -116,12 +50,12 @@ class StopAtNan(TrainerCallback):
 class Keep(TrainerCallback):
     """A checkpoint every CHECKPOINT_SECONDS where the disk has room; it is marked once all of it is written."""
 
-    def __init__(self, n_bytes):
-        self.n_bytes, self.last = n_bytes, time.monotonic()
+    def __init__(self):
+        self.last = time.monotonic()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
         due = time.monotonic() - self.last >= CHECKPOINT_SECONDS and state.global_step < state.max_steps
-        due = due and shutil.disk_usage(args.output_dir).free > self.n_bytes
+        due = due and shutil.disk_usage(args.output_dir).free > checkpoint_bytes(model)
         control.should_save = broadcast_object_list([due])[0]  # all processes save, or none
 
     def on_save(self, args, state, control, **kwargs):
@@ -131,6 +65,13 @@ class Keep(TrainerCallback):
             for file in [*folder.iterdir(), folder]:
                 paths.sync(file)
             (folder / "complete").touch()
+
+
+def checkpoint_bytes(model):
+    """The size of a checkpoint: the weights that are saved, two moments of those that are trained, and some room."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    saved = trained if isinstance(model, PeftModel) else sum(parameter.numel() for parameter in model.parameters())
+    return (4 * saved + 8 * trained) * 1.05 + 1e6
 
 
 class Progress(TrainerCallback):
@@ -201,14 +142,14 @@ def finetune(
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length,
         "seed": seed, "threads": threads, "device": device, "dtype": dtype, "lora_rank": lora_rank,
         "lora_alpha": lora_alpha, "frozen": sorted(frozen), "packing": packing, "micro_batch": micro_batch,
-        "launch": str(launch),
     }  # fmt: skip
-    check_settings(base, settings)
-    tokenizer, out, header = AutoTokenizer.from_pretrained(base), Path(out), checkpoint.read_header(base)
-    encoded = encode(rows, tokenizer, max_length)
+    out, header = Path(out), checkpoint.read_header(base)
+    check_settings(base, settings, launch)
+    encoded = encode(rows, read_tokenizer(base), max_length)
     recipe = {
         "base": checkpoint.digest(base), "rows": paths.digest(encoded), "n_rows": len(encoded),
-        "n_left_out": len(rows) - len(encoded), **settings, "code": paths.file_digest(__file__),
+        "n_left_out": len(rows) - len(encoded), **settings, "launch": paths.file_digest(launch) if launch else "",
+        "code": [paths.file_digest(path) for path in (__file__, rows_module.__file__)],
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
     }  # fmt: skip
     if (out / "recipe.json").is_file():
@@ -216,38 +157,57 @@ def finetune(
             return out
     elif out.exists():
         raise UserError(f"{out}: exists and holds no recipe.json, so it was not made by fine-tuning; remove it first")
-    paths.check_space(out, 4 * sum(math.prod(tensor.shape) for tensor in header.values()))
+    if out.is_symlink():
+        raise UserError(f"{out}: is a link, expected a folder that another expert may replace")
+    if not lora_rank:
+        paths.check_space(out, 4 * sum(math.prod(tensor.shape) for tensor in header.values()))
     scratch = out.with_name(f".{out.name}.training")
-    scratch.mkdir(parents=True, exist_ok=True)
     try:
-        with paths.locked(scratch):
-            prepare(scratch, recipe, {"base": str(base), "rows": encoded, "settings": settings})
-            losses = train(scratch) if not launch else launched(scratch, launch)
-            shutil.rmtree(out, ignore_errors=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+        with paths.locked(scratch) as lock:
+            job = {"base": str(base), "rows": encoded, "settings": settings}
+            if not prepare(scratch, recipe, job):
+                try:
+                    launched(scratch, launch, lock) if launch else train(scratch)
+                except UserError:
+                    shutil.rmtree(scratch)  # the same rows and settings would fail again
+                    raise
+                gc.collect()  # the trainer holds its model in a circle, and the next one needs the memory
+                torch.cuda.empty_cache()
+            told = json.loads((scratch / "told.json").read_text(encoding="utf-8"))
+            if out.exists():
+                shutil.rmtree(out)
             with atomic_folder(out) as folder:
                 for file in (scratch / "expert").iterdir():
                     os.replace(file, folder / file.name)
                 with atomic_file(folder / "recipe.json") as file:
-                    json.dump({"recipe": recipe, "losses": losses}, file, indent=1)
+                    json.dump({"recipe": recipe, **told}, file, indent=1)
+            shutil.rmtree(scratch)
     except BlockingIOError:
         raise UserError(f"{out}: another process is fine-tuning it") from None
-    except UserError:
-        shutil.rmtree(scratch)  # the same rows and settings would fail again
-        raise
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk or GPU: each library has its own
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{out}: {reason}; the training goes on from its last checkpoint") from error
-    shutil.rmtree(scratch)
+        raise UserError(f"{out}: {reason}; run again, it goes on from its last checkpoint") from error
     return out
 
 
-def check_settings(base, settings):
+def read_tokenizer(base):
+    """The base's tokenizer. UserError if transformers cannot load it."""
+    try:
+        return AutoTokenizer.from_pretrained(base, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{base}: transformers cannot load its tokenizer ({reason})") from None
+
+
+def check_settings(base, settings, launch):
     """UserError names the first setting that cannot be used."""
-    config, n_layers = AutoConfig.from_pretrained(base), checkpoint.layer_count(base)
-    context = getattr(config, "max_position_embeddings", None) or math.inf
+    config, n_layers = checkpoint.read_json(Path(base) / "config.json"), checkpoint.layer_count(base)
+    context = config.get("max_position_embeddings") or math.inf
     for name, holds, expected in (
         ("steps", settings["steps"] >= 1, "1 or more"),
         ("batch_size", settings["batch_size"] >= 1, "1 or more"),
+        ("threads", settings["threads"] >= 1, "1 or more"),
         ("learning_rate", 0 < settings["learning_rate"] < 1, "between 0 and 1"),
         ("max_length", 2 <= settings["max_length"] <= context, f"2 to the model's {context} tokens"),
         ("dtype", settings["dtype"] in ("float32", "bfloat16"), "float32 or bfloat16"),
@@ -258,51 +218,57 @@ def check_settings(base, settings):
          f"layers 0 to {n_layers - 1}, or {OUTSIDE} for what is outside"),
         ("frozen", not {*range(n_layers)} <= {*settings["frozen"]} or not settings["lora_rank"], "a layer to train"),
         ("frozen", {*settings["frozen"]} < {OUTSIDE, *range(n_layers)}, "something to train"),
-        ("launch", not settings["launch"] or Path(settings["launch"]).is_file(), "a file for accelerate"),
+        ("device", settings["device"] in ("cpu", "cuda"), "cpu or cuda"),
         ("device", settings["device"] == "cpu" or torch.cuda.is_available(), "cpu, as torch finds no GPU here"),
     ):  # fmt: skip
         if not holds:
             raise UserError(f"fine-tuning: {name} is {settings[name]!r}, expected {expected}")
+    if launch and not Path(launch).is_file():
+        raise UserError(f"fine-tuning: launch is {str(launch)!r}, expected a file for accelerate")
 
 
 def prepare(scratch, recipe, job):
-    """Leave in ``scratch`` the job and, of an earlier try, the checkpoints of this very recipe."""
+    """Leave in ``scratch`` the job and, of an earlier try at this very recipe, its checkpoints.
+
+    Returns whether that try had ended (its parent was killed while other processes went on).
+    """
     path = scratch / "recipe.json"
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != recipe:
+    if not path.is_file() or checkpoint.read_json(path) != recipe:
         for stale in scratch.iterdir():
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    shutil.rmtree(scratch / "expert", ignore_errors=True)
+    for half in [each for each in scratch.glob("checkpoint-*") if not (each / "complete").is_file()]:
+        shutil.rmtree(half)  # or it would count as one of those to keep
     for name, content in (("job.json", job), ("recipe.json", recipe)):
         with atomic_file(scratch / name) as file:
             json.dump(content, file)
+    return (scratch / "told.json").is_file()
 
 
-def launched(scratch, launch):
-    """``train`` in the processes that accelerate starts. UserError if one of them fails."""
+def launched(scratch, launch, lock):
+    """``train`` in the processes that accelerate starts. UserError if one of them fails.
+
+    They hold the lock too: should this process be killed, no other one trains there before they have ended.
+    """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
     (scratch / "error").unlink(missing_ok=True)
-    done = subprocess.run([*command, "-m", "layerswap.finetune", str(scratch)])
+    done = subprocess.run([*command, "-m", "layerswap.finetune", str(scratch)], pass_fds=[lock])
     if (scratch / "error").is_file():
         raise UserError((scratch / "error").read_text(encoding="utf-8"))
     if done.returncode:
         raise OSError(f"the processes of {launch} ended with status {done.returncode}")
-    return json.loads((scratch / "losses.json").read_text(encoding="utf-8"))
 
 
 def train(scratch):
-    """Run the job that ``prepare`` left, from its last checkpoint if it has one; the loss of each step.
+    """Run the job that ``prepare`` left, from its last checkpoint if it has one.
 
-    The model is left in ``scratch``/expert, the losses in losses.json.
+    The model is left in ``scratch``/expert and, written last, the loss of each step in told.json.
     """
     job = json.loads((scratch / "job.json").read_text(encoding="utf-8"))
     base, encoded, chosen = job["base"], job["rows"], job["settings"]
     torch.set_num_threads(chosen["threads"])
     set_seed(chosen["seed"])  # before LoRA draws its matrices
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    use_cache, lora = model.config.use_cache, None
-    if chosen["lora_rank"]:
-        lora = adapter(checkpoint.read_header(base), chosen)
+    tokenizer, model = read_tokenizer(base), resident.load(base, torch.float32)
+    lora = adapter(checkpoint.read_header(base), chosen) if chosen["lora_rank"] else None
     for name, parameter in model.named_parameters():
         layer = layer_index(name)
         parameter.requires_grad_((OUTSIDE if layer is None else layer) not in chosen["frozen"])
@@ -313,12 +279,15 @@ def train(scratch):
         save_strategy="no", save_total_limit=2, report_to="none", disable_tqdm=True, logging_steps=1,
         logging_nan_inf_filter=False, pad_to_multiple_of=None,
     )  # fmt: skip
-    n_parts = parts_of_a_step(len(encoded), arguments.world_size, chosen)
-    arguments.gradient_accumulation_steps = n_parts // arguments.world_size
+    n_processes = arguments.world_size
+    arguments._n_gpu = min(arguments._n_gpu, 1)  # or a second GPU would get half of each batch's tensors, cut wrongly
+    n_parts = parts_of_a_step(len(encoded), n_processes, chosen)
+    arguments.gradient_accumulation_steps = n_parts // n_processes
     lengths = [len(row["input_ids"]) for row in encoded]
     groups = batches(lengths, chosen["batch_size"], chosen["steps"], chosen["seed"], n_parts)
-    n_bytes = CHECKPOINT_BYTES * sum(parameter.numel() for parameter in model.parameters())
-    told = [StopAtNan(), Keep(n_bytes), Progress([sum(lengths[i] for i in group) for group in groups])]
+    told = [StopAtNan(), Keep(), Progress([sum(lengths[i] for i in group) for group in groups])]
+    if chosen["packing"]:
+        check_packing(model, sorted(encoded, key=lambda row: len(row["input_ids"]))[:2])
     trainer = Trainer(model, arguments, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer,
                       peft_config=lora, callbacks=told)  # fmt: skip
     trainer.parts = [part.tolist() for group in groups for part in np.array_split(group, n_parts)]
@@ -328,14 +297,35 @@ def train(scratch):
     complete = sorted(scratch.glob("checkpoint-*/complete"), key=lambda file: int(file.parent.name.split("-")[1]))
     trainer.train(resume_from_checkpoint=str(complete[-1].parent) if complete else None)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if arguments.world_size > 1 else None
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if n_processes > 1 else None
     if trainer.is_world_process_zero():
-        model.config.use_cache = use_cache  # the trainer switches it off
-        whole = trainer.accelerator.unwrap_model(trainer.model)
-        whole.save_pretrained(scratch / "expert", state_dict=gathered)
-        tokenizer.save_pretrained(scratch / "expert")
-        (scratch / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
-    return losses
+        shutil.rmtree(scratch / "expert", ignore_errors=True)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch / "expert", state_dict=gathered)
+        copy_papers(base, scratch / "expert")
+        with atomic_file(scratch / "told.json") as file:
+            json.dump({"processes": n_processes, "losses": losses}, file)
+
+
+def copy_papers(base, expert):
+    """Give an expert the base's own config and tokenizer: the trainer's differ (pad token, cache)."""
+    for path in provenance.files(base, provenance.DONATED):
+        if path.name != "config.json":
+            shutil.copyfile(path, expert / path.name)
+        elif not (expert / "adapter_config.json").is_file():
+            config = {k: v for k, v in checkpoint.read_json(path).items() if k != "torch_dtype"}
+            text = json.dumps(config | {"dtype": "float32"}, indent=2)
+            (expert / path.name).write_text(text + "\n", encoding="utf-8")
+
+
+def check_packing(model, rows):
+    """UserError unless two packed rows have the logits they have alone: not all models heed positions that restart."""
+    packed = pack(rows, sum(len(row["input_ids"]) for row in rows))
+    del packed["labels"]
+    with torch.inference_mode():
+        alone = [model(torch.tensor([row["input_ids"]]), use_cache=False).logits[0] for row in rows[::-1]]
+        together = model(**packed, use_cache=False).logits[0]  # [length, vocabulary]
+    if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-3 * together.abs().max().item()):
+        raise UserError(f"fine-tuning: packing is True, but in a {model.config.model_type} rows would see each other")
 
 
 def adapter(header, chosen):

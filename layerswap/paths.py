@@ -121,11 +121,11 @@ def atomic_folder(path):
 
 @contextmanager
 def locked(folder, wait=False):
-    """Hold a folder's lock. OSError if another process does (unless we ``wait``), or if it is no folder."""
+    """Hold a folder's lock (its handle). OSError if another process does (unless we ``wait``) or it is no folder."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        yield handle
     finally:
         os.close(handle)
 

@@ -49,9 +49,9 @@ class Resident:
 
         A slot: (the module's parameters, attribute, tensor name, math's parameter, the language expert's parameter).
         """
-        experts = {folder: self.load(folder) for folder in {self.folders["math"], self.folders["language"]}}
+        experts = {folder: self.loaded(folder) for folder in {self.folders["math"], self.folders["language"]}}
         math, language = (experts[self.folders[role]] for role in ("math", "language"))
-        model = self.load(self.folders["math"]) if self.static else math
+        model = self.loaded(self.folders["math"]) if self.static else math
         ours, theirs = (dict(expert.named_parameters(remove_duplicate=False)) for expert in (math, language))
         tied, slots = {}, {}
         for slot, parameter in ours.items():
@@ -64,17 +64,9 @@ class Resident:
             raise UserError(f"{self.folders['math']}: tensor {min(wrong)} has another name in the model")
         return model, slots
 
-    def load(self, folder):
-        """A folder's model, frozen and in eval mode. UserError if tensors are missing or unknown to it."""
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=self.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from None
-        if wrong := {what: sorted(names) for what, names in info.items() if names}:
-            raise UserError(f"{folder}: the weights are not those of the model in config.json: {wrong}")
-        return model.to(self.device).requires_grad_(False)
+    def loaded(self, folder):
+        """A folder's model on the device, frozen."""
+        return load(folder, self.dtype).to(self.device).requires_grad_(False)
 
     def apply(self, plan):
         """The merged model in eval mode: always the same object, so each call changes what the last returned.
@@ -120,3 +112,17 @@ class Resident:
     def key(self, plan):
         """Digest of dtype, models and plan, as in ``provenance.merge_key``."""
         return merge_key(self.digests, plan, str(self.dtype))
+
+
+def load(folder, dtype):
+    """A folder's model in eval mode, as ``dtype``. UserError if tensors are missing or unknown to it, or it cannot be
+    loaded: transformers would go on with random weights."""
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from None
+    if wrong := {what: sorted(names) for what, names in info.items() if names}:
+        raise UserError(f"{folder}: the weights are not those of the model in config.json: {wrong}")
+    return model.eval()

@@ -52,6 +52,8 @@ def given(base_folder, math_experts, language_experts, languages, seeds):
     UserError for a name that is no model, and unless there are as many experts as seeds (language experts: as
     languages times seeds, one language after the other), or none.
     """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UserError(f"seeds is {seeds}, expected one or more, each another")
     asked = {"math_experts": (math_experts, ["math"]), "language_experts": (language_experts, languages)}
     found = {}
     for parameter, (names, experts) in asked.items():
@@ -65,7 +67,7 @@ def given(base_folder, math_experts, language_experts, languages, seeds):
 
 def is_held_out(document):
     """Whether a document (any text that names it) belongs to the tenth that no training row comes from."""
-    return zlib.crc32(document.encode()) % 10 == 0
+    return zlib.crc32(document.encode(errors="replace")) % 10 == 0
 
 
 def training_rows(sets, source, expert, n, seed, held_out=False):
@@ -79,7 +81,11 @@ def training_rows(sets, source, expert, n, seed, held_out=False):
     than training rows, whatever the seeds: a tenth of all (of GSM8K: its test set).
     UserError for a weight that is no number above zero, and for a set that is missing or malformed.
     """
-    named = [weighted(each.replace("{language}", expert)) for each in sets or ["own"]]
+    if n < 1:
+        raise UserError(
+            f"{n} rows are asked for expert {expert}, expected 1 or more: samples, or steps times batch_size"
+        )
+    named = [weighted(str(each).replace("{language}", expert)) for each in sets or ["own"]]
     total, rows, taken = sum(weight for _, weight in named), [], 0.0
     for name, weight in named:
         share = round(n * (taken + weight) / total) - round(n * taken / total)
@@ -114,11 +120,14 @@ def set_rows(name, expert, held_out):
     """The rows of a file or of a data set on the hub, as ``training_rows`` says."""
     if name == "gsm8k":
         return gsm8k("test" if held_out else "train")
+    code = "en" if expert == "math" else expert
     raw = read(ROOT / name) if name.endswith((".json", ".jsonl")) else hub_rows(name)
     if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
         raise UserError(f"data set {name}: expected a list of JSON objects")
-    asked = [turns(name, i, row) for i, row in enumerate(raw)
-             if row.get("language_code", expert) in (expert, AYA.get(expert))]  # fmt: skip
+    asked = [
+        turns(name, i, row) for i, row in enumerate(raw) if row.get("language_code", code) in (code, AYA.get(code))
+    ]
+    asked = [pair for pair in asked if all(text.strip() for text in pair)]  # an empty reply teaches nothing
     rows = [shaped(*pair, expert) for pair in asked if is_held_out(pair[0]) == held_out]
     if not rows:
         what = "held-out rows" if held_out else "rows"
@@ -136,7 +145,7 @@ def turns(name, i, row):
         pair = [row.get(column) for column in columns]
         if columns == ("instruction", "output") and row.get("input"):
             pair[0] = f"{pair[0]}\n{row['input']}"
-    if not all(isinstance(text, str) and text.strip() for text in pair):
+    if not all(isinstance(text, str) for text in pair):
         expected = ", ".join(map(" and ".join, COLUMNS))
         raise UserError(
             f"data set {name}, row {i + 1}: found columns {', '.join(row)}, expected text in {expected} or messages"
@@ -194,8 +203,14 @@ def gsm8k(split):
     """All rows of a split of GSM8K, as ``math_rows`` describes them."""
     rows = read(data_folder() / "gsm8k" / f"{split}.jsonl")
     for i, row in enumerate(rows, 1):
-        if "\n#### " not in row["answer"]:
-            raise UserError(f"gsm8k/{split}.jsonl, row {i}: the answer has no line that begins with ####")
+        if (
+            not isinstance(row, dict)
+            or not isinstance(row.get("question"), str)
+            or "\n#### " not in str(row.get("answer"))
+        ):
+            raise UserError(
+                f"gsm8k/{split}.jsonl, row {i}: expected a question, and an answer with a line that begins ####"
+            )
     return [shaped(row["question"], row["answer"], "math") for row in rows]
 
 
@@ -213,10 +228,14 @@ def language_rows(source, language, n, seed, held_out=False):
     if language not in TEMPLATES:
         raise UserError(f"no training text for language {language!r}, expected one of {', '.join(TEMPLATES)}")
     rows = []
-    for document, prompt, completion in documents(data_folder() / language, TEMPLATES[language]):
-        if is_held_out(document) == held_out and completion.strip() and not EQUATION.search(completion):
-            gap = "" if prompt.endswith("：") else " "
-            rows.append({"prompt": prompt, "completion": gap + completion.strip()})
+    try:
+        for document, prompt, completion in documents(data_folder() / language, TEMPLATES[language]):
+            if is_held_out(document) == held_out and completion.strip() and not EQUATION.search(completion):
+                gap = "" if prompt.endswith("：") else " "
+                rows.append({"prompt": prompt, "completion": gap + completion.strip()})
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise UserError(f"{data_folder() / language}: a file is not laid out as it was published ({found})") from None
     if not rows:
         raise UserError(f"{data_folder() / language}: no rows in tydiqa_*.json, stories_*.json, instruction_*.jsonl")
     return drawn(rows, n, seed)
@@ -252,8 +271,12 @@ def documents(folder, templates):
 def read(path):
     """A JSON file, or a JSONL file as a list. UserError names a file that is missing or not well formed."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line] if path.suffix == ".jsonl" else json.loads(text)
+        text = path.read_text(encoding="utf-8-sig")
+        return (
+            [json.loads(line) for line in text.split("\n") if line.strip()]
+            if path.suffix == ".jsonl"
+            else json.loads(text)
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 

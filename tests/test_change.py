@@ -97,6 +97,8 @@ def test_thirds(values, expected):
     found = change.thirds(frame(values))
     assert list(found.third) == ["bottom", "middle", "top"]
     assert list(found.share) == pytest.approx(expected)
+    counts = np.bincount([i * 3 // len(values) for i in range(len(values))], minlength=3)
+    assert list(found.of_weights) == pytest.approx(list(counts / len(values)))
 
 
 def test_thirds_are_compared_by_welch_over_seeds():

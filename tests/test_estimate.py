@@ -46,7 +46,7 @@ def test_a_model_that_is_not_here():
     assert "memory 128.0 GB, over 8 processes" in text
     seconds = 15 * 6 * 8e9 * 470 * 64 * 1024 / 4e14 / 8
     assert f"at most {seconds / 60:.0f} minutes" in text
-    assert "memory 48.0 GB (two experts" in text
+    assert "memory 52.8 GB (two experts" in text
     assert f"in all     disk {16 + 15 * 32 + 2 * 128 + 32:.1f} GB" in text
 
 

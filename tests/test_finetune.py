@@ -10,14 +10,16 @@ import time
 
 import pytest
 import torch
-from conftest import WORDS, write_checkpoint
+import yaml
+from conftest import WORDS, word_tokenizer, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
-from layerswap import finetune
+from layerswap import checkpoint, finetune, merge, plan
+from layerswap import rows as training
 from layerswap.paths import ROOT, UserError, locked
 
 SETTINGS = {"steps": 20, "learning_rate": 1e-2, "batch_size": 3, "max_length": 16, "seed": 5, "threads": 1}
@@ -93,10 +95,20 @@ def test_packed_and_cut_steps_have_the_same_loss(base, tmp_path, changed):
     assert losses(out) == pytest.approx(expected, rel=1e-4)
 
 
-def test_two_processes_train_what_one_does(base, tmp_path):
+@pytest.fixture
+def launch(tmp_path_factory):
+    """The project's file for several GPUs, with two processes; they take the CPU where there are none."""
+    content = yaml.safe_load((ROOT / "params" / "accelerate" / "gpus.yaml").read_text()) | {"num_processes": 2}
+    path = tmp_path_factory.mktemp("launch") / "two.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_two_processes_train_what_one_does(base, tmp_path, launch):
     settings = SETTINGS | {"batch_size": 4, "steps": 3}
     outs = [finetune.finetune(base, made_up_rows(20), tmp_path / name, **settings, launch=launch)
-            for name, launch in (("one", ""), ("two", ROOT / "params" / "accelerate" / "cpu.yaml"))]  # fmt: skip
+            for name, launch in (("one", ""), ("two", launch))]  # fmt: skip
+    assert [json.loads((out / "recipe.json").read_text())["processes"] for out in outs] == [1, 2]
     assert losses(outs[1]) == pytest.approx(losses(outs[0]), rel=1e-5)
     weights = [load_file(out / "model.safetensors") for out in outs]
     for name, tensor in weights[0].items():
@@ -157,13 +169,80 @@ def test_kills_cost_nothing(base, expert, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["math"]
 
 
+def test_half_checkpoints_do_not_push_out_whole_ones(base, expert, tmp_path, monkeypatch):
+    """Two checkpoints are kept: what a kill left of others must not count."""
+    out, fork = tmp_path / "math", multiprocessing.get_context("fork")
+    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0)
+    training = fork.Process(target=finetune.finetune, args=(base, made_up_rows(20), out), kwargs=SETTINGS)
+    training.start()
+    while not list(tmp_path.glob(".math.training/checkpoint-4/complete")):
+        time.sleep(0.002)
+    training.kill()
+    training.join()
+    scratch = tmp_path / ".math.training"
+    for step in (18, 19):
+        (scratch / f"checkpoint-{step}").mkdir()
+        (scratch / f"checkpoint-{step}" / "trainer_state.json").write_text("{")
+    assert content(finetune.finetune(base, made_up_rows(20), out, **SETTINGS)) == content(expert)
+
+
+def test_a_training_that_ended_without_its_parent_is_used(base, expert, tmp_path, monkeypatch):
+    out, error = tmp_path / "math", OSError(errno.EIO, "gone")
+    monkeypatch.setattr(finetune, "atomic_folder", lambda out: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError, match="gone"):
+        finetune.finetune(base, made_up_rows(20), out, **SETTINGS)
+    monkeypatch.undo()
+    monkeypatch.setattr(finetune, "train", lambda scratch: pytest.fail("trained again"))
+    assert content(finetune.finetune(base, made_up_rows(20), out, **SETTINGS)) == content(expert)
+
+
+def test_config_and_tokenizer_stay_the_bases(tmp_path):
+    """Of a base without a pad token, as Llama 3.1 8B, whose config has two ends where its tokenizer has one."""
+    base = write_checkpoint(tmp_path / "base", pad_token_id=None, eos_token_id=[1, 2])
+    file = base / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
+    out = finetune.finetune(base, made_up_rows(5), tmp_path / "out", **SETTINGS | {"steps": 2})
+    checkpoint.check_fit(base, out)
+    for path in base.glob("*token*"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    reverted = merge.merge(out, base, plan.layer_swap(4, 2, 1, outside=0.0, name="revert"), tmp_path / "reverted")
+    assert {entry["source"] for entry in reverted["tensors"].values()} == {"math", "language"}
+    tuned, original = load_file(out / "model.safetensors"), load_file(base / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "reverted" / "model.safetensors").items():
+        kept = any(f"layers.{layer}." in name for layer in (0, 1, 3))  # reverted to the base
+        assert torch.equal(tensor, (original if kept else tuned)[name])
+
+
+def test_a_base_with_missing_weights_is_not_trained(tmp_path):
+    base = write_checkpoint(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="missing_keys.*layers.2.mlp.up_proj"):
+        finetune.finetune(base, made_up_rows(5), tmp_path / "out", **SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_packing_is_refused_where_rows_would_see_each_other(tmp_path):
+    """OPT counts positions by its mask."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2}
+    config = OPTConfig(
+        vocab_size=len(WORDS), num_attention_heads=2, max_position_embeddings=64, eos_token_id=1, **sizes
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path / "base")
+    word_tokenizer().save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="packing is True, but in a opt rows would see each other"):
+        finetune.finetune(tmp_path / "base", made_up_rows(5), tmp_path / "out", **SETTINGS, packing=True)
+
+
 def test_checkpoints_of_another_recipe_are_not_used(base, expert, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0)
     out, stop = tmp_path / "math", {"steps": 9, "seed": 6}
     monkeypatch.setattr(
         finetune, "atomic_folder", lambda out: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full"))
     )
-    with pytest.raises(UserError, match="math: .*disk full; the training goes on from its last checkpoint"):
+    with pytest.raises(UserError, match="math: .*disk full; run again, it goes on from its last checkpoint"):
         finetune.finetune(base, made_up_rows(20), out, **SETTINGS | stop)
     assert list(tmp_path.glob(".math.training/checkpoint-8/complete")) and not out.exists()
     monkeypatch.undo()
@@ -172,7 +251,7 @@ def test_checkpoints_of_another_recipe_are_not_used(base, expert, tmp_path, monk
 
 def test_no_room_for_the_expert_or_for_checkpoints(base, expert, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(finetune, "CHECKPOINT_BYTES", 1 << 60)
+    monkeypatch.setattr(finetune, "checkpoint_bytes", lambda model: 1 << 60)
     monkeypatch.setattr(finetune.Keep, "on_save", lambda *a, **k: pytest.fail("saved"))
     assert content(finetune.finetune(base, made_up_rows(20), tmp_path / "a", **SETTINGS)) == content(expert)
     usage = shutil.disk_usage(tmp_path)
@@ -189,7 +268,7 @@ def test_a_disk_that_fills_up_while_training(base, expert, tmp_path, monkeypatch
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
     try:
-        with pytest.raises(UserError, match="math: .*too large.*; the training goes on") as error:
+        with pytest.raises(UserError, match="math: .*too large.*; run again, it goes on") as error:
             finetune.finetune(base, made_up_rows(20), tmp_path / "math", **SETTINGS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -203,12 +282,11 @@ def test_one_process_at_a_time(base, tmp_path):
         finetune.finetune(base, made_up_rows(3), tmp_path / "expert", **SETTINGS)
 
 
-def test_an_error_in_a_launched_process_is_the_same_line(tmp_path):
+def test_an_error_in_a_launched_process_is_the_same_line(tmp_path, launch):
     base = write_checkpoint(tmp_path / "base")
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    launch = ROOT / "params" / "accelerate" / "cpu.yaml"
     with pytest.raises(UserError, match="fine-tuning: loss is nan at step 1;"):
         finetune.finetune(base, made_up_rows(20), tmp_path / "out", **SETTINGS | {"batch_size": 4}, launch=launch)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
@@ -236,7 +314,7 @@ def test_prompts_carry_no_loss_and_the_end_does(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     (row,) = finetune.encode([{"prompt": "Asha has two", "completion": " apples ."}], tokenizer, 16)
     assert row["input_ids"] == tokenizer("Asha has two apples . <eos>").input_ids
-    assert row["labels"] == [finetune.IGNORED] * 3 + tokenizer("apples . <eos>").input_ids
+    assert row["labels"] == [training.IGNORED] * 3 + tokenizer("apples . <eos>").input_ids
 
 
 def test_same_bytes_again(base, expert, tmp_path):
@@ -291,6 +369,9 @@ def test_a_finished_expert_is_kept_and_another_recipe_replaces_it(base, tmp_path
         (made_up_rows(3), {"learning_rate": float("nan")}, "learning_rate is nan"),
         (made_up_rows(3), {"dtype": "float16"}, "dtype is 'float16'"),
         (made_up_rows(3), {"max_length": 129}, "max_length is 129, expected 2 to the model's 128 tokens"),
+        (made_up_rows(3), {"threads": 0}, "threads is 0, expected 1 or more"),
+        (made_up_rows(3), {"device": "gpu"}, "device is 'gpu', expected cpu or cuda"),
+        ([3], {}, "row 0: expected prompt and completion, found 3"),
         (made_up_rows(3), {"lora_rank": -1}, "lora_rank is -1"),
         (made_up_rows(3), {"lora_rank": 2, "lora_alpha": 0.0}, "lora_alpha is 0.0"),
         (made_up_rows(3), {"micro_batch": -1}, "micro_batch is -1"),
@@ -353,6 +434,6 @@ def test_batches(lengths, batch_size, steps, seed):
     a_pass = -(-len(lengths) // batch_size)  # steps that use every row once
     for start in range(0, steps - a_pass + 1, a_pass):
         assert sorted(i for group in groups[start : start + a_pass] for i in group) == list(range(len(lengths)))
-    if len(lengths) <= finetune.STRETCH * batch_size and steps >= a_pass:  # a step's lengths are neighbours
+    if len(lengths) <= training.STRETCH * batch_size and steps >= a_pass:  # a step's lengths are neighbours
         spans = sorted((min(lengths[i] for i in g), max(lengths[i] for i in g)) for g in groups[:a_pass])
         assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))

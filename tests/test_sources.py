@@ -225,6 +225,7 @@ def test_sets_are_mixed_by_weight(data):
         ),
         ("rows.jsonl", [{"prompt": "x", "completion": None}], "row 1: found columns prompt, completion, expected text"),
         ("rows.jsonl", [{"messages": []}], "row 1: found columns messages"),
+        ("rows.jsonl", [{"prompt": "x", "completion": " "}], "among its 1 rows are no rows for expert sw"),
         ("rows.jsonl", [3], "expected a list of JSON objects"),
         ("rows.jsonl", [], "among its 0 rows are no rows for expert sw"),
         (
@@ -247,6 +248,31 @@ def test_sets_that_cannot_be_used(data, name, content, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("seeds", [[], [1, 1]])
+def test_seeds_differ(seeds):
+    with pytest.raises(UserError, match="seeds is .*, expected one or more, each another"):
+        sources.given(LAB, [], [], ["sw"], seeds)
+
+
+def test_no_rows_asked_for(data):
+    with pytest.raises(UserError, match="0 rows are asked for expert math"):
+        sources.training_rows([], "local", "math", 0, 1)
+
+
+def test_a_set_of_english_is_a_math_experts(data):
+    write(data / "rows.jsonl", [{"inputs": str(i), "targets": "y", "language_code": "eng"} for i in range(20)])
+    assert sources.training_rows([str(data / "rows.jsonl")], "local", "math", 20, 1)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"data": [{"title": "x"}]}, {"data": [article("x", "y", "z", "w") | {"paragraphs": [3]}]}]
+)
+def test_native_text_of_another_layout(data, content):
+    write(data / "sw" / "tydiqa_swahili_train.json", content)
+    with pytest.raises(UserError, match="sw: a file is not laid out as it was published"):
+        sources.language_rows("local", "sw", 5, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("orca-math", "expected own, gsm8k, a .jsonl file or owner/name@commit"), ("a/b", "owner/name@commit")],
@@ -267,7 +293,7 @@ def test_held_out_math_is_gsm8ks_test_set(data):
 
 def test_missing_files_are_named(data, monkeypatch):
     write(data / "gsm8k" / "train.jsonl", [*GSM8K, {"question": "?", "answer": "No mark."}])
-    with pytest.raises(UserError, match="train.jsonl, row 3: .*####"):
+    with pytest.raises(UserError, match="train.jsonl, row 3: expected a question, and an answer with"):
         sources.math_rows("local", 1, 0)
     (data / "gsm8k" / "train.jsonl").unlink()
     with pytest.raises(UserError, match="train.jsonl: .*No such file"):
