@@ -8,7 +8,7 @@ import re
 from math import prod
 from pathlib import Path
 
-from layerswap import checkpoint, references
+from layerswap import checkpoint, references, sources
 from layerswap.paths import BUILD, LAB, ROOT, UserError
 
 # What a device does of its best, assumed: floating-point operations and bytes of memory a second.
@@ -16,13 +16,15 @@ SPEED = {"cpu": (2e11, 2e10), "cuda": (4e14, 2e12)}  # two cores of a server; an
 BYTES = {"float32": 4, "bfloat16": 2}
 TRAINED = 16  # bytes a trained weight: itself, its gradient, two moments of AdamW, all in float32
 QUESTION = 150  # tokens of a question, about
+SMOLLM2 = "SmolLM2-135M"  # what the base smollm2 is, before it has been fetched
 ROWS = 32  # answers written at once, about
 
 
 def lines(profile, settings):
     """The estimate of a profile as text lines. settings: notebook -> parameters, as ``nb.settings`` gives them."""
     p = settings["01_experts"]
-    n_weights, where = size(p["base"])
+    sources.check_given(p["math_experts"], p["language_experts"], p["languages"], p["seeds"])
+    n_weights, n_layers, where = size(p["base"])
     languages, seeds = p["languages"], len(p["seeds"])
     made = {"math": 0 if p["math_experts"] else seeds} | dict.fromkeys(languages, 0 if p["language_experts"] else seeds)
     given = [*p["math_experts"], *p["language_experts"]]
@@ -60,7 +62,7 @@ def lines(profile, settings):
     disk += stored
     text.append(f"merge      one checkpoint on disk, {gb(stored)}; all others in memory")
 
-    scored, total = answers(settings), 0.0
+    scored, total = answers(settings, n_layers), 0.0
     for name, (count, parameters) in scored.items():
         text.append(f"evaluate   {name}: at most {count:,} answers of at most {parameters['max_new_tokens']} tokens,"
                     f" {parameters['exemplars']} exemplars")  # fmt: skip
@@ -76,16 +78,18 @@ def lines(profile, settings):
 
 
 def size(name):
-    """(number of weights, how that is known) of a base. UserError if it cannot be known."""
+    """(weights, layers, how that is known) of a base; of one that is not here 32 layers are taken for granted.
+
+    UserError if its size cannot be known.
+    """
     folder = {"lab": LAB / "base", "smollm2": BUILD / "smollm2" / "base"}.get(name) or cached(name) or ROOT / name
     if folder.is_dir():
-        return sum(prod(tensor.shape) for tensor in checkpoint.read_header(folder).values()), "by its files"
-    found = re.search(
-        r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", "SmolLM2-135M" if name == "smollm2" else name, re.IGNORECASE
-    )
+        header = checkpoint.read_header(folder)
+        return sum(prod(t.shape) for t in header.values()), checkpoint.layer_count(folder), "by its files"
+    found = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", SMOLLM2 if name == "smollm2" else name, re.IGNORECASE)
     if not found:
-        raise UserError(f"base {name}: is not here, and its name does not say how many weights it has")
-    return int(found[1] or 1) * float(found[2]) * {"B": 1e9, "M": 1e6}[found[3].upper()], "by its name"
+        raise UserError(f"base {name}: is no folder here, and its name does not say how many weights it has")
+    return int(found[1] or 1) * float(found[2]) * {"B": 1e9, "M": 1e6}[found[3].upper()], 32, "by its name"
 
 
 def cached(name):
@@ -112,7 +116,7 @@ def processes_of(launch):
         raise UserError(f"launch {launch}: expected a file for accelerate with num_processes ({error!r})") from None
 
 
-def answers(settings):
+def answers(settings, n_layers):
     """Notebook -> (how many answers it asks for at most, its parameters); equal conditions are answered once."""
     counts = {}
     for name, p in settings.items():
@@ -124,7 +128,7 @@ def answers(settings):
         elif name == "03_transition":
             counts[name] = (2 + len(p["zone_widths"])) * n_languages * p["n_problems"]
         elif name == "04_top_bottom":
-            single = 2 + (len(p["probed_layers"]) or 32)
+            single = 2 + (len(p["probed_layers"]) or n_layers)
             mapped = (len(p["map_widths"]) ** 2 + single) * p["n_map"]
             counts[name] = n_languages * (4 * p["n_problems"] + mapped)
         elif name == "05_mgsm":

@@ -63,6 +63,41 @@ def once(out, write):
     return out
 
 
+def alike(folders):
+    """The folders, each as float32 if they are not all of one dtype: experts trained here, and given ones in bfloat16.
+
+    Float32 holds every number of the lower dtypes exactly. Copies are made once, file by file.
+    """
+    headers = [checkpoint.read_header(folder) for folder in folders]
+    if len({tensor.dtype for header in headers for tensor in header.values()}) < 2:
+        return list(folders)
+    return [widened(Path(folder), header) for folder, header in zip(folders, headers, strict=True)]
+
+
+def widened(folder, header):
+    """A folder with its weights as float32; itself if they are."""
+    from safetensors.torch import load_file, save_file
+
+    if wrong := [name for name, tensor in header.items() if tensor.dtype not in MIXED or tensor.dtype == "F64"]:
+        raise UserError(f"{folder}: tensor {wrong[0]} is {header[wrong[0]].dtype}, which float32 does not hold")
+    if all(tensor.dtype == "F32" for tensor in header.values()):
+        return folder
+
+    def write(out):
+        files = sorted({tensor.file for tensor in header.values()})
+        check_space(out, sum(4 * math.prod(tensor.shape) for tensor in header.values()))
+        for file in files:
+            data = {name: tensor.float() for name, tensor in load_file(file).items()}
+            save_file(data, out / file.name, {"format": "pt"})
+        for file in provenance.files(folder, ("model.safetensors.index.json", "provenance.json", *provenance.DONATED)):
+            shutil.copyfile(file, out / file.name)
+        config = {k: v for k, v in checkpoint.read_json(folder / "config.json").items() if k != "torch_dtype"}
+        (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+    content = digest([provenance.model_digest(folder), provenance.reading_digest(folder)])
+    return once(BUILD / "models" / f"{folder.resolve().name}-float32-{content[:16]}", write)
+
+
 # --- the hub --------------------------------------------------------------------------------------------------------
 
 

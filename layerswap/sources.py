@@ -49,20 +49,29 @@ def base(name):
 def given(base_folder, math_experts, language_experts, languages, seeds):
     """Expert ("math" or a language) -> its folders, one a seed; None where it is to be fine-tuned.
 
-    UserError for a name that is no model, and unless there are as many experts as seeds (language experts: as
-    languages times seeds, one language after the other), or none.
+    UserError for a name that is no model, and as in ``check_given``.
     """
+    check_given(math_experts, language_experts, languages, seeds)
+    asked, found = [("math", math_experts)], {}
+    for i, code in enumerate(languages):
+        asked.append((code, language_experts[i * len(seeds) :][: len(seeds)]))
+    for name, models in asked:
+        found[name] = [references.model(each, base_folder) for each in models] or [None] * len(seeds)
+    return found
+
+
+def check_given(math_experts, language_experts, languages, seeds):
+    """UserError unless seeds differ, and there are as many experts as seeds (language experts: as languages times
+    seeds, one language after the other), or none."""
     if not seeds or len(set(seeds)) != len(seeds):
         raise UserError(f"seeds is {seeds}, expected one or more, each another")
-    asked = {"math_experts": (math_experts, ["math"]), "language_experts": (language_experts, languages)}
-    found = {}
-    for parameter, (names, experts) in asked.items():
+    for parameter, names, experts in (("math_experts", math_experts, ["math"]),
+                                      ("language_experts", language_experts, languages)):  # fmt: skip
         if names and len(names) != len(experts) * len(seeds):
             expected = f"one for each of {experts} and of seeds {seeds}, or none"
             raise UserError(f"{parameter} has {len(names)} models, expected {expected}")
-        folders = [references.model(name, base_folder) for name in names] or [None] * (len(experts) * len(seeds))
-        found |= {name: folders[i * len(seeds) :][: len(seeds)] for i, name in enumerate(experts)}
-    return found
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise UserError(f"{parameter} has {odd[0]!r}, expected the name of a model")
 
 
 def is_held_out(document):

@@ -27,12 +27,12 @@ def test_answers_are_those_of_the_notebooks():
     settings = nb.settings(nb.House(), "ci")
     for p in settings.values():
         p.update({"n_problems": 10, "n_map": 1} if "n_map" in p else {"n_problems": 10})
-    counts = {name: count for name, (count, _) in estimate.answers(settings).items()}
+    counts = {name: count for name, (count, _) in estimate.answers(settings, 8).items()}
     assert counts["01_experts"] == (2 + 3) * 10, "base and math expert in English; all three in Swahili"
     assert counts["02_swap"] == 3 * 10
     assert counts["03_transition"] == printed_plans("03_transition") * 10
     widths = settings["04_top_bottom"]["map_widths"]
-    assert counts["04_top_bottom"] == printed_plans("04_top_bottom") * 10 + len(widths) ** 2 + 32 + 2
+    assert counts["04_top_bottom"] == printed_plans("04_top_bottom") * 10 + len(widths) ** 2 + 8 + 2
     assert counts["05_mgsm"] == 7 * 10
 
 

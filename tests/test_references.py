@@ -567,3 +567,26 @@ def test_the_hub_is_set_by_the_environment(tmp_path, hub, base):
     hub.asked.clear()
     assert fetched(HF_HUB_OFFLINE="1") == out
     assert hub.asked == []
+
+
+def test_folders_of_other_dtypes_become_float32(tmp_path):
+    low = write_checkpoint(tmp_path / "low", dtype=torch.bfloat16, shard=20000)
+    whole = write_checkpoint(tmp_path / "whole", 1)
+    assert references.alike([low, low]) == [low, low] and references.alike([whole]) == [whole]
+    made, kept = references.alike([low, whole])
+    assert kept == whole and references.alike([low, whole]) == [made, whole]
+    before, after = tensors(low), tensors(made)
+    assert before.keys() == after.keys()
+    assert all(same_bits(after[name], before[name].float()) for name in before)
+    checkpoint.check_fit(made, whole)
+    loaded = AutoModelForCausalLM.from_pretrained(made).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in after.items())
+
+
+def test_integers_do_not_become_float32(tmp_path):
+    odd = write_checkpoint(tmp_path / "odd", dtype=torch.bfloat16)
+    data = load_file(odd / "model.safetensors")
+    data["model.norm.weight"] = data["model.norm.weight"].to(torch.int16)
+    save_file(data, odd / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="tensor model.norm.weight is I16, which float32 does not hold"):
+        references.alike([odd, write_checkpoint(tmp_path / "whole")])
