@@ -286,7 +286,7 @@ def train(scratch):
     lengths = [len(row["input_ids"]) for row in encoded]
     groups = batches(lengths, chosen["batch_size"], chosen["steps"], chosen["seed"], n_parts)
     told = [StopAtNan(), Keep(), Progress([sum(lengths[i] for i in group) for group in groups])]
-    if chosen["packing"]:
+    if chosen["packing"] and len(encoded) > 1:
         check_packing(model, sorted(encoded, key=lambda row: len(row["input_ids"]))[:2])
     trainer = Trainer(model, arguments, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer,
                       peft_config=lora, callbacks=told)  # fmt: skip
@@ -320,11 +320,12 @@ def copy_papers(base, expert):
 def check_packing(model, rows):
     """UserError unless two packed rows have the logits they have alone: not all models heed positions that restart."""
     packed = pack(rows, sum(len(row["input_ids"]) for row in rows))
-    del packed["labels"]
+    ids, positions = packed["input_ids"], packed["position_ids"]  # [1, length]
+    first = positions[0].tolist().index(0, 1)  # where the second row begins
     with torch.inference_mode():
-        alone = [model(torch.tensor([row["input_ids"]]), use_cache=False).logits[0] for row in rows[::-1]]
-        together = model(**packed, use_cache=False).logits[0]  # [length, vocabulary]
-    if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-3 * together.abs().max().item()):
+        together = model(input_ids=ids, position_ids=positions, use_cache=False).logits  # [1, length, vocabulary]
+        alone = [model(input_ids=part, use_cache=False).logits for part in (ids[:, :first], ids[:, first:])]
+    if not torch.allclose(together, torch.cat(alone, 1), rtol=1e-3, atol=1e-3 * together.abs().max().item()):
         raise UserError(f"fine-tuning: packing is True, but in a {model.config.model_type} rows would see each other")
 
 

@@ -223,6 +223,15 @@ def test_a_base_with_missing_weights_is_not_trained(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+def test_rows_of_one_length_and_a_single_row_are_packed(base, tmp_path):
+    rows = [{"prompt": word, "completion": "zero"} for word in WORDS[4:9]]
+    for n in (5, 1):
+        out = finetune.finetune(
+            base, rows[:n], tmp_path / str(n), **SETTINGS | {"steps": 2, "batch_size": n}, packing=True
+        )
+        assert len(losses(out)) == 2
+
+
 def test_packing_is_refused_where_rows_would_see_each_other(tmp_path):
     """OPT counts positions by its mask."""
     torch.manual_seed(0)
