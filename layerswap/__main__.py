@@ -232,8 +232,8 @@ def evaluate(options):
         raise UserError(f"--exemplars is {n}, expected 0 or more")
     tests = [(mgsm.load(options.source, code, limit=options.limit),
               mgsm.exemplars(options.source, code, n, options.style)) for code in languages]  # fmt: skip
-    models = {}
-    for folder in dict.fromkeys(found(name, options.base and found(options.base)) for name in options.model):
+    models, base = {}, options.base and found(options.base)
+    for folder in dict.fromkeys(found(name, base) for name in options.model):
         whole = plan.uniform(checkpoint.layer_count(folder), 0.0, folder)
         digests = dict.fromkeys(("math", "language"), provenance.model_digest(folder))
         weights = provenance.merge_key(digests, whole, f"torch.{options.dtype}")
@@ -256,21 +256,15 @@ def evaluate(options):
 def load(whole, options):
     """(model, tokenizer) of the folder that a plan is named after."""
     import torch
-    from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from layerswap.resident import Resident
+    from layerswap.resident import Resident, load_tokenizer
 
     disable_progress_bar()
     if options.threads:
         torch.set_num_threads(options.threads)
     alone = Resident(whole.name, whole.name, device=options.device, dtype=getattr(torch, options.dtype))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(whole.name, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{whole.name}: transformers cannot load its tokenizer ({reason})") from None
-    return alone.apply(whole), tokenizer
+    return alone.apply(whole), load_tokenizer(whole.name)
 
 
 COMMANDS = {"plan": show_plan, "merge": do_merge, "inspect": inspect, "verify": verify, "eval": evaluate}

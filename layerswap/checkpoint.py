@@ -117,6 +117,11 @@ def layer_count(folder):
     return len(found)
 
 
+def n_weights(header):
+    """How many numbers the tensors of a header hold."""
+    return sum(prod(tensor.shape) for tensor in header.values())
+
+
 def read_pieces(tensor):
     """The bytes of a tensor, piece after piece in one buffer: use one before the next.
 

@@ -5,7 +5,6 @@ the billions in its name. Times assume SPEED: they say hours or days, no more.
 """
 
 import re
-from math import prod
 from pathlib import Path
 
 from layerswap import checkpoint, references, sources
@@ -85,7 +84,7 @@ def size(name):
     folder = {"lab": LAB / "base", "smollm2": BUILD / "smollm2" / "base"}.get(name) or cached(name) or ROOT / name
     if folder.is_dir():
         header = checkpoint.read_header(folder)
-        return sum(prod(t.shape) for t in header.values()), checkpoint.layer_count(folder), "by its files"
+        return checkpoint.n_weights(header), checkpoint.layer_count(folder), "by its files"
     found = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", SMOLLM2 if name == "smollm2" else name, re.IGNORECASE)
     if not found:
         raise UserError(f"base {name}: is no folder here, and its name does not say how many weights it has")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from layerswap import checkpoint, paths, provenance, resident
@@ -145,7 +145,7 @@ def finetune(
     }  # fmt: skip
     out, header = Path(out), checkpoint.read_header(base)
     check_settings(base, settings, launch)
-    encoded = encode(rows, read_tokenizer(base), max_length)
+    encoded = encode(rows, resident.load_tokenizer(base), max_length)
     recipe = {
         "base": checkpoint.digest(base), "rows": paths.digest(encoded), "n_rows": len(encoded),
         "n_left_out": len(rows) - len(encoded), **settings, "launch": paths.file_digest(launch) if launch else "",
@@ -160,7 +160,7 @@ def finetune(
     if out.is_symlink():
         raise UserError(f"{out}: is a link, expected a folder that another expert may replace")
     if not lora_rank:
-        paths.check_space(out, 4 * sum(math.prod(tensor.shape) for tensor in header.values()))
+        paths.check_space(out, 4 * checkpoint.n_weights(header))
     scratch = out.with_name(f".{out.name}.training")
     try:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -186,18 +186,9 @@ def finetune(
     except BlockingIOError:
         raise UserError(f"{out}: another process is fine-tuning it") from None
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk or GPU: each library has its own
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{out}: {reason}; run again, it goes on from its last checkpoint") from error
+        told = f"{paths.one_line(error)}; run again, it goes on from its last checkpoint"
+        raise UserError(f"{out}: {told}") from error
     return out
-
-
-def read_tokenizer(base):
-    """The base's tokenizer. UserError if transformers cannot load it."""
-    try:
-        return AutoTokenizer.from_pretrained(base, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{base}: transformers cannot load its tokenizer ({reason})") from None
 
 
 def check_settings(base, settings, launch):
@@ -267,7 +258,7 @@ def train(scratch):
     base, encoded, chosen = job["base"], job["rows"], job["settings"]
     torch.set_num_threads(chosen["threads"])
     set_seed(chosen["seed"])  # before LoRA draws its matrices
-    tokenizer, model = read_tokenizer(base), resident.load(base, torch.float32)
+    tokenizer, model = resident.load_tokenizer(base), resident.load(base, torch.float32)
     lora = adapter(checkpoint.read_header(base), chosen) if chosen["lora_rank"] else None
     for name, parameter in model.named_parameters():
         layer = layer_index(name)
@@ -301,20 +292,11 @@ def train(scratch):
     if trainer.is_world_process_zero():
         shutil.rmtree(scratch / "expert", ignore_errors=True)
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch / "expert", state_dict=gathered)
-        copy_papers(base, scratch / "expert")
+        provenance.donate(
+            base, scratch / "expert", "" if lora else "float32"
+        )  # the trainer changed pad token and cache
         with atomic_file(scratch / "told.json") as file:
             json.dump({"processes": n_processes, "losses": losses}, file)
-
-
-def copy_papers(base, expert):
-    """Give an expert the base's own config and tokenizer: the trainer's differ (pad token, cache)."""
-    for path in provenance.files(base, provenance.DONATED):
-        if path.name != "config.json":
-            shutil.copyfile(path, expert / path.name)
-        elif not (expert / "adapter_config.json").is_file():
-            config = {k: v for k, v in checkpoint.read_json(path).items() if k != "torch_dtype"}
-            text = json.dumps(config | {"dtype": "float32"}, indent=2)
-            (expert / path.name).write_text(text + "\n", encoding="utf-8")
 
 
 def check_packing(model, rows):

@@ -13,7 +13,7 @@ from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
-from layerswap.paths import UserError, data_folder
+from layerswap.paths import UserError, data_folder, one_line
 
 
 @dataclass(frozen=True)
@@ -161,19 +161,23 @@ def load(source, language, split="test", limit=None):
 
 def hub_rows(source, language, split):
     """The rows of a data set on the hub, or in a folder that is laid out like one."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
     name, _, commit = source.partition("@")
     if not commit and not Path(name).is_dir():
         raise UserError(f"source {source}: expected {name}@<commit>, so that the problems stay the same")
+    what = f"source {source}: {split} of {language}"
+    return hub_split(what, name, language, split, commit, ["question", "answer", "answer_number"])
+
+
+def hub_split(what, name, configuration, split, commit, columns=None):
+    """The rows of a split of a data set on the hub, as dicts of these columns (all). ``what``: for the error."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
     try:
-        rows = list(load_dataset(name, language, split=split, revision=commit or None))
-        return [{"question": row["question"], "answer": row["answer"], "answer_number": row["answer_number"]}
-                for row in rows]  # fmt: skip
+        rows = list(load_dataset(name, configuration, split=split, revision=commit or None))
+        return [{column: row[column] for column in columns} for row in rows] if columns else rows
     except (DatasetsError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"source {source}: {split} of {language} cannot be loaded ({reason})") from None
+        raise UserError(f"{what} cannot be loaded ({one_line(error)})") from None
 
 
 def tsv_path(source, language):

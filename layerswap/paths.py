@@ -130,6 +130,11 @@ def locked(folder, wait=False):
         os.close(handle)
 
 
+def one_line(error):
+    """The beginning of an error's message, on one line."""
+    return " ".join(str(error).split())[:300]
+
+
 def shown():
     """tqdm's settings for a bar that is seen where somebody looks, and nowhere else.
 

@@ -47,13 +47,25 @@ def finish(folder, donor, shards, manifest):
         total = sum(part.size for shard in shards for part in shard.parts)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    for donated in files(donor, DONATED):
-        shutil.copyfile(donated, folder / donated.name)
+    donate(donor, folder)
     (folder / "README.md").write_text(card(manifest), encoding="utf-8")
     weights = {shard.file for shard in shards}
     manifest["files"] = {path.name: None if path.name in weights else paths.file_digest(path)
                          for path in sorted(folder.iterdir())}  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def donate(donor, folder, dtype=None):
+    """Copy a model's config, tokenizer and chat template to a folder.
+
+    dtype: what the config is to call the weights' dtype instead; "" for no config, as in an adapter's folder.
+    """
+    for path in files(donor, DONATED):
+        if path.name != "config.json" or dtype is None:
+            shutil.copyfile(path, folder / path.name)
+        elif dtype:
+            config = {k: v for k, v in checkpoint.read_json(path).items() if k != "torch_dtype"} | {"dtype": dtype}
+            (folder / path.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def card(manifest):

