@@ -113,7 +113,7 @@ def chosen_plan(options, n_layers):
     if options.plan is None:
         if n_layers is None:
             raise UserError("how many layers? expected --layers N, --model DIR or --plan FILE")
-        return plan.layer_swap(n_layers, **plan.default_widths(n_layers) | given)
+        return plan.layer_swap(n_layers, **plan.widths(n_layers) | given)
     if given:
         raise UserError(f"--{min(given).replace('_', '-')} and --plan {options.plan} are given, expected one of them")
     data = plan.read_yaml(options.plan)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -151,7 +152,16 @@ def content_digest(specs, hashes):
 
 
 def digest(folder):
-    """Digest of a folder's weights (names, dtypes, shapes, bytes) whatever their files. Reads every byte."""
+    """Digest of a folder's weights (names, dtypes, shapes, bytes) whatever their files.
+
+    Reads every byte; once in a process, as long as no file changes its size or time.
+    """
+    files = [(file, file.stat()) for file in sorted({tensor.file for tensor in read_header(folder).values()})]
+    return _digest(folder, tuple((file, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in files))
+
+
+@lru_cache
+def _digest(folder, files):
     header = read_header(folder)
     return content_digest(header, {name: tensor_digest(tensor) for name, tensor in header.items()})
 

@@ -84,12 +84,12 @@ def evaluate(conditions, problems, shots, store, *, style, max_new_tokens, batch
     """One row a (condition, problem), columns ``COLUMNS``; ``value`` is a string or None, answer_nll in nats.
 
     conditions: (label, key of weights and tokenizer, load); load() -> (model, tokenizer) is called only if an answer is
-    missing. problems: of one language. shots: solved problems before each question. store: path of the answers. style:
-    as in ``mgsm.prompt``. Decoding is greedy, at most ``max_new_tokens`` tokens. The answer loss is that of the worked
-    answer in the lab and of the bare number on MGSM. UserError for prompts that do not fit the model's context and for
-    a tokenizer without the chat template that style "chat" needs.
+    missing. problems: of one language. shots: solved problems before each question. store: the answers' path, or a
+    ``Store``. style: as in ``mgsm.prompt``. Decoding is greedy, at most ``max_new_tokens`` tokens. The answer loss is
+    that of the worked answer in the lab and of the bare number on MGSM. UserError for prompts that do not fit the
+    model's context and for a tokenizer without the chat template that style "chat" needs.
     """
-    store, frame = Store(store), []
+    store, frame = store if isinstance(store, Store) else Store(store), []
     stop = mgsm.stops(problems[0].language, style, bool(shots))
     prompts = [mgsm.prompt(problem, shots, style) for problem in problems]
     golds = [mgsm.gold(problem, style) for problem in problems]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -12,10 +13,17 @@ from transformers import AutoTokenizer
 from layerswap import checkpoint, evaluate, mgsm
 from layerswap.generate import nll
 from layerswap.paths import BUILD, ROOT, UserError, atomic_file, digest
-from layerswap.plan import uniform
 from layerswap.provenance import reading_digest
 from layerswap.resident import Resident
 from layerswap.resident import load as load_model
+
+# Conditions whose two sides are not the math and the language expert: what stands for the one, and for the other.
+SIDES = {
+    "base": ("base", "base"),
+    "joint SFT": ("joint", "joint"),
+    "freeze in training": ("frozen math", "frozen language"),
+    "revert after training": ("math", "base"),
+}
 
 
 def save(profile, index):
@@ -23,42 +31,75 @@ def save(profile, index):
 
     ``note`` is what the models' provenance.json say of their weights ("dequantised from 4 bit"), or empty.
     """
-    folders = {"base": [index["base"]], "math": index["math"], **index["languages"]}
-    papers = [Path(each) / "provenance.json" for made in folders.values() for each in made]
+    folders = {"base": {"base": [index["base"]]}, **{kind: index[kind] for kind in ("experts", "joint", "frozen")}}
+    made = [each for kind in folders.values() for some in kind.values() for each in some]
+    papers = [Path(each) / "provenance.json" for each in made]
     notes = [checkpoint.read_json(paper).get("note", "") for paper in papers if paper.is_file()]
+
+    def told(tell):
+        return {kind: {name: list(map(tell, some)) for name, some in named.items()} for kind, named in folders.items()}
+
     content = {
         "source": index["source"],
         "seeds": index["seeds"],
         "note": ", ".join(dict.fromkeys(filter(None, notes))),
-        "folders": {name: [os.path.relpath(each, ROOT) for each in made] for name, made in folders.items()},
-        "digests": {name: [checkpoint.digest(each) for each in made] for name, made in folders.items()},
+        "folders": told(lambda each: os.path.relpath(each, ROOT)),
+        "digests": told(checkpoint.digest),
     }
     with atomic_file(BUILD / profile / "experts.json") as file:
         json.dump(content, file, indent=1)
 
 
 def load(profile):
-    """The index that 01_experts left: source, seeds, note, base, math and languages (code -> experts).
+    """The index that 01_experts left: source, seeds, note, base (a folder), experts, joint and frozen.
 
-    math, and each language's experts, are lists of folders, one a seed. UserError without an index.
+    experts: "math", or a language -> folders, one a seed. frozen: likewise, of experts trained with the layers frozen
+    that the other one gives; joint: language -> models trained on both kinds of rows; both may be empty. UserError
+    without an index.
     """
     path = BUILD / profile / "experts.json"
     if not path.is_file():
         raise UserError(f"build/{profile}/experts.json is missing: run notebook 01_experts with this profile first")
     content = json.loads(path.read_text())
-    folders = {name: [ROOT / each for each in made] for name, made in content.pop("folders").items()}
-    return content | {"base": folders.pop("base")[0], "math": folders.pop("math"), "languages": folders}
+    found = {
+        kind: {name: [ROOT / each for each in some] for name, some in named.items()}
+        for kind, named in content.pop("folders").items()
+    }
+    return content | found | {"base": found["base"]["base"][0]}
+
+
+def side(index, role, language, math_seed=0, language_seed=0):
+    """The folder of a role, as SIDES names it, with the experts of two seeds (their places among the seeds).
+
+    English, which has no language expert, gets the math expert. UserError for a language that 01_experts was not run
+    with, and for models that it was not asked to train.
+    """
+    if role == "base":
+        return index["base"]
+    kind, name = {"joint": ("joint", language), "frozen math": ("frozen", "math"),
+                  "frozen language": ("frozen", language), "math": ("experts", "math"),
+                  "language": ("experts", "math" if language == "en" else language)}[role]  # fmt: skip
+    if not index[kind]:
+        raise UserError(f"{role} models were not trained: add {kind!r} to `baselines` of 01_experts")
+    if name not in index[kind]:
+        known = ", ".join(each for each in index[kind] if each != "math")
+        raise UserError(f"language {name!r} has no expert, expected one of {known}: add it to the profile")
+    return index[kind][name][math_seed if name == "math" else language_seed]
 
 
 def pair(index, language):
-    """(math expert, language expert) of the first seed; English, which has no expert, gets the math expert twice.
+    """(math expert, language expert) of the first seed."""
+    return side(index, "math", language), side(index, "language", language)
 
-    UserError for a language that 01_experts was not run with.
-    """
-    if language not in index["languages"] and language != "en":
-        known = ", ".join(index["languages"])
-        raise UserError(f"language {language!r} has no expert, expected one of {known}: add it to the profile")
-    return index["math"][0], index["languages"].get(language, index["math"])[0]
+
+def seed_pairs(index, pairs):
+    """The pairs of experts that "MxL" means: every of the first M math experts with every of the first L language
+    experts, as places among the seeds. UserError if there are not so many."""
+    found, n = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", pairs), len(index["seeds"])
+    if not found or max(map(int, found.groups())) > n:
+        raise UserError(f"pairs is {pairs!r}, expected numbers of math and of language experts such as {n}x{n}, at"
+                        f" most as many as seeds ({index['seeds']})")  # fmt: skip
+    return [(m, s) for m in range(int(found[1])) for s in range(int(found[2]))]
 
 
 def n_layers(index):
@@ -71,42 +112,66 @@ def problems(index, language, split, n):
     return mgsm.load(index["source"], language, split, n)
 
 
+def check_disjoint(index, languages, n_validation, n_problems):
+    """UserError if one of the first ``n_validation`` validation problems is among the first ``n_problems`` to test."""
+    for code in languages:
+        test = {each.question for each in problems(index, code, "test", n_problems)}
+        if shared := [p for p in problems(index, code, "validation", n_validation) if p.question in test]:
+            raise UserError(f"{len(shared)} of {n_validation} validation problems in {code} are also tested, such as"
+                            f" {shared[0].id}: lower n_problems ({n_problems}) or n_validation")  # fmt: skip
+
+
+def residents(index, plans, language, m, s, device, dtype):
+    """Yield (models in memory, the plans that are for them): for the math and the language expert first, then for each
+    other pair of SIDES. One at a time, so that no more than two models and what is mixed of them are held."""
+    sides = {}
+    for each in plans:
+        sides.setdefault(SIDES.get(each.name, ("math", "language")), []).append(each)
+    for roles, some in sides.items():
+        base = index["base"] if any("base" in each.roles for each in some) else None
+        folders = (side(index, role, language, m, s) for role in roles)
+        yield Resident(*folders, base, device=device, dtype=getattr(torch, dtype)), some
+
+
 def score(
     profile, plans, *, languages, split, n_problems, style, exemplars, max_new_tokens,
-    device="cpu", dtype="float32", base=False,
+    device="cpu", dtype="float32", pairs="1x1",
 ):  # fmt: skip
-    """Every plan (and the base) on ``n_problems`` of each language: one row a (condition, problem).
+    """Every plan on ``n_problems`` of each language with each pair of experts, one row an answer.
 
-    Each language is scored with its own pair of experts; a language without an expert (English) gets the math expert
-    on both sides. Answers are kept in ``build/<profile>/answers.jsonl``, keyed by weights, prompt and decoding, so a
-    condition that was scored before costs nothing. Columns as in ``evaluate.evaluate``.
+    A plan is applied to the language's math and language expert, or to what SIDES has for its name. pairs: as in
+    ``seed_pairs``. Answers are kept in ``build/<profile>/answers.jsonl``, keyed by weights, prompt and decoding, so a
+    condition that was scored before costs nothing. Columns as in ``evaluate.evaluate``, and math_seed, language_seed.
     """
-    index, frames = load(profile), []
+    index, store = load(profile), evaluate.Store(BUILD / profile / "answers.jsonl")
     tokenizer, reading = cache(AutoTokenizer.from_pretrained), cache(reading_digest)
+    asked = {code: problems(index, code, split, n_problems) for code in languages}
+    shots = {code: mgsm.exemplars(index["source"], code, exemplars, style) for code in languages}
+    frames = []
     for code in languages:
-        two = Resident(*pair(index, code), device=device, dtype=getattr(torch, dtype))
-        conditions = [(each.name, two, each) for each in plans]
-        if base:
-            alone = Resident(index["base"], index["base"], device=device, dtype=getattr(torch, dtype))
-            conditions.insert(0, ("base", alone, uniform(alone.n_layers, 0.0, "base")))
-        frames.append(
-            evaluate.evaluate(
-                [
+        for m, s in seed_pairs(index, pairs):
+            for two, some in residents(index, plans, code, m, s, device, dtype):
+                folder = two.folders["math"]
+                conditions = [
                     (
-                        name,
-                        digest([two.key(each), reading(two.folders["math"])]),
-                        lambda two=two, each=each: (two.apply(each), tokenizer(two.folders["math"])),
+                        each.name,
+                        digest([two.key(each), reading(folder)]),
+                        lambda two=two, each=each, folder=folder: (two.apply(each), tokenizer(folder)),
                     )
-                    for name, two, each in conditions
-                ],
-                problems(index, code, split, n_problems),
-                mgsm.exemplars(index["source"], code, exemplars, style),
-                BUILD / profile / "answers.jsonl",
-                style=style,
-                max_new_tokens=max_new_tokens,
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
+                    for each in some
+                ]
+                made = evaluate.evaluate(
+                    conditions, asked[code], shots[code], store, style=style, max_new_tokens=max_new_tokens
+                )
+                frames.append(made.assign(math_seed=index["seeds"][m], language_seed=index["seeds"][s]))
+    return in_order(frames, plans)
+
+
+def in_order(frames, plans):
+    """The frames as one, its rows in the order of the plans, then as they came."""
+    rank = {each.name: i for i, each in enumerate(plans)}
+    whole = pd.concat(frames, ignore_index=True)
+    return whole.sort_values("condition", key=lambda names: names.map(rank), kind="stable", ignore_index=True)
 
 
 def losses(index, rows, device="cpu", dtype="float32"):
@@ -124,11 +189,11 @@ def losses(index, rows, device="cpu", dtype="float32"):
     return pd.concat(frames, ignore_index=True)
 
 
-def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu", dtype="float32", base=False):
+def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu", dtype="float32"):
     """Loss (nats a token) of every published worked solution of MGSM (the lab: eight training problems).
 
-    Each is given its question after ``exemplars`` (at most seven) of the other solved ones. The measure that speaks
-    where no problem is solved. Columns as in ``losses``.
+    Each is given its question after ``exemplars`` (at most seven) of the other solved ones, with the first pair of
+    experts. The measure that speaks where no problem is solved. Columns as in ``losses``.
     """
     index, frames = load(profile), []
     style = "native_cot" if style in ("direct", "chat") else style  # those two have no worked solutions
@@ -138,13 +203,10 @@ def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu"
         for i, each in enumerate(solved):
             others = [*solved[:i], *solved[i + 1 :]][:exemplars]
             rows.append({"prompt": mgsm.prompt(each, others, style), "completion": f" {each.answer}"})
-        two, alone = Resident(*pair(index, code), device=device, dtype=getattr(torch, dtype)), index["base"]
-        if base:
-            model = load_model(alone, getattr(torch, dtype)).to(device)
-            frames.append(measured(model, AutoTokenizer.from_pretrained(alone), rows, "base", code))
-        tokenizer = AutoTokenizer.from_pretrained(two.folders["math"])
-        frames += [measured(two.apply(each), tokenizer, rows, each.name, code) for each in plans]
-    return pd.concat(frames, ignore_index=True)
+        for two, some in residents(index, plans, code, 0, 0, device, dtype):
+            tokenizer = AutoTokenizer.from_pretrained(two.folders["math"])
+            frames += [measured(two.apply(each), tokenizer, rows, each.name, code) for each in some]
+    return in_order(frames, plans)
 
 
 def measured(model, tokenizer, rows, condition, language):

@@ -145,6 +145,21 @@ def problems(code, split, n, seed=0):
     return found
 
 
+@cache
+def unknown_words(code):
+    """The forms in language ``code`` that only words have which the base model has never met."""
+    data, known, held = language(code), set(), set()
+    for category in set(CATEGORY.values()) - {"verb"} | {"gain", "lose"}:
+        for concept, entry in data[category].items():
+            (held if concept in data["held_out"].get(category, ()) else known).update(entry.values())
+    return held - known
+
+
+def has_unknown(question, code):
+    """Whether a problem's text has a word that the base model has never met in language ``code``."""
+    return any(f" {form} " in f" {question} " for form in unknown_words(code))
+
+
 def solution(facts, steps, number):
     """The step-by-step answer, in English whatever the question's language (MGSM's en_cot): the facts that count, one
     equation a step, and the final number after GSM8K's mark ####."""

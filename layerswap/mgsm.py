@@ -91,6 +91,7 @@ FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 STYLES = ("lab", "native_cot", "en_cot", "direct", "chat")
 # Sources below LAYERSWAP_DATA: MGSM as published, and its corrected translations (MGSM-Rev2, arXiv 2511.05162).
 FOLDERS = {"local": "mgsm", "rev2": "mgsm_rev2"}
+VALIDATION = 50
 DECIMAL_COMMA = ("de", "es", "fr", "ru")
 SPACES = " '\u00a0\u2009\u202f"
 DIGITS = r"\d+(?:[.,\u00a0\u2009\u202f' ]\d+)*|(?<![^\s$€£¥₹(])\.\d+"
@@ -131,9 +132,11 @@ def check(source, language, style=None):
 def load(source, language, split="test", limit=None):
     """The problems of a language, the first ``limit`` of them.
 
-    source: "lab" (any split); "local" or "rev2" (the TSV files in LAYERSWAP_DATA/mgsm or mgsm_rev2); a data set on the
-    hub at one commit, such as juletxara/mgsm@<commit>; or the folder of such a data set. UserError for an unknown
-    language, a missing or malformed file, a hub id without its commit, a limit below 1.
+    split: test, or validation, on which settings may be chosen: the lab's own, of MGSM its last VALIDATION problems (it
+    has none of its own; then score no more than those before). source: "lab"; "local" or "rev2" (the TSV files in
+    LAYERSWAP_DATA/mgsm or mgsm_rev2); a data set on the hub at one commit, such as juletxara/mgsm@<commit>; or the
+    folder of such a data set. UserError for an unknown language, a missing or malformed file, a hub id without its
+    commit, a limit below 1.
     """
     if limit is not None and limit < 1:
         raise UserError(f"the number of problems is {limit}, expected 1 or more")
@@ -142,8 +145,8 @@ def load(source, language, split="test", limit=None):
         from layerswap import lab
 
         return lab.problems(language, split, limit or 250)
-    if split != "test":
-        raise UserError(f"MGSM has no split {split!r}, expected test")
+    if split not in ("test", "validation"):
+        raise UserError(f"MGSM has no split {split!r}, expected test or validation")
     if source in FOLDERS:
         rows = read_tsv(tsv_path(source, language))
     else:
@@ -151,7 +154,8 @@ def load(source, language, split="test", limit=None):
     if not rows:
         raise UserError(f"mgsm {language} from {source} holds no problems")
     problems = []
-    for i, (question, number) in enumerate(rows[:limit]):
+    start = max(len(rows) - VALIDATION, 0) if split == "validation" else 0
+    for i, (question, number) in list(enumerate(rows))[start:][:limit]:
         value = to_number(number, "en")
         if value is None or value != int(value):
             raise UserError(f"mgsm {language}, row {i + 1}: answer {number!r}, expected an integer")

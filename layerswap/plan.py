@@ -174,10 +174,14 @@ def soup(n_layers):
     return uniform(n_layers, 0.5, "soup")
 
 
-def default_widths(n_layers):
-    """The paper's widths (of 32 layers: 5 bottom, 2 top, transition 1 and 1) at another depth, as a dict.
+def widths(n_layers, given=()):
+    """The widths of a swap as a dict: those ``given`` (bottom, top, transition bottom and top), or the paper's scaled.
 
-    Rule: the same share of the depth, rounded half up, at least 1. Below 4 layers the zones overlap.
+    Rule: the same share of the depth as 5, 2, 1 and 1 of 32 layers, rounded half up, at least 1. Below 4 layers the
+    zones overlap. UserError unless all four or none are given.
     """
-    widths = {"bottom": 5, "top": 2, "transition_bottom": 1, "transition_top": 1}
-    return {field: max(1, (2 * n_layers * width + 32) // 64) for field, width in widths.items()}
+    names = ("bottom", "top", "transition_bottom", "transition_top")
+    if given and len(given) != len(names):
+        raise UserError(f"widths is {list(given)}, expected four ({', '.join(names)}) or none")
+    scaled = (max(1, (2 * n_layers * width + 32) // 64) for width in (5, 2, 1, 1))
+    return dict(zip(names, given or scaled, strict=True))

@@ -4,6 +4,7 @@ from importlib.resources import files
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager
 
@@ -17,9 +18,13 @@ ROLE = {
     "language expert": COLOURS[1],
     "layer swap": COLOURS[2],
     "transition removed": COLOURS[3],
-    "soup": COLOURS[4],
-    "other": COLOURS[9],
+    "other swap": COLOURS[9],
+    "other merge": COLOURS[4],
+    "other training": COLOURS[5],
 }
+ROLE |= dict.fromkeys(("soup", "task arithmetic", "TIES"), ROLE["other merge"])
+ROLE |= dict.fromkeys(("joint SFT", "freeze in training", "revert after training"), ROLE["other training"])
+ROLE |= dict.fromkeys(("only bottom", "widths chosen", "searched weights"), ROLE["other swap"])
 LANGUAGE = {"en": "English", "sw": "Swahili", "te": "Telugu", "bn": "Bengali", "ja": "Japanese", "pooled": "pooled"}
 FONTS = (
     ("justmytype_intl_south_asia", "fonts/ofl/notosansbengali/NotoSansBengali[wdth,wght].ttf"),
@@ -97,7 +102,45 @@ def weights(axis, values, columns, rows):
     axis.grid(visible=False)
 
 
-def spare(names):
-    """name -> colour: a role's own colour, and the palette's remaining ones for names without a role."""
-    free = [colour for colour in COLOURS if colour not in ROLE.values()]
-    return {name: ROLE.get(name) or free.pop(0) for name in names}
+def measures(tables, colours, what):
+    """Paired differences in several measures, a panel each: measure -> table of ``stats.paired``.
+
+    Returns the figure and the tables as one, with a column ``measure``. what: such as "minus neither (n = 250)".
+    """
+    first = next(iter(tables.values()))
+    order, n_groups = list(dict.fromkeys(first.language)), first.condition.nunique()
+    height = (0.2 + 0.11 * n_groups) * len(order) + 1
+    figure, axes = plt.subplots(1, len(tables), figsize=(7.6, height), sharey=True)
+    for axis, (measure, table) in zip(axes, tables.items(), strict=True):
+        estimates(axis, table, "difference", "condition", colours, order=order)
+        axis.axvline(0, color="0.4", lw=0.8)
+        axis.locator_params(axis="x", nbins=5)
+        axis.set(xlabel=f"{measure},\n{what}")
+    if n_groups > 1:
+        axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure, pd.concat([table.assign(measure=measure) for measure, table in tables.items()])
+
+
+def forest(table, value, xlabel, zero=False, column="language"):
+    """A panel for each value of ``column``, a row for each condition: points with their 95 % interval, by role.
+
+    zero: mark the reference that differences are taken from. Returns the figure.
+    """
+    conditions, parts = list(dict.fromkeys(table.condition)), list(table.groupby(column, sort=False))
+    size = (1.6 + 1.35 * len(parts), 0.19 * len(conditions) + 0.8)
+    figure, axes = plt.subplots(1, len(parts), figsize=size, sharey=True, sharex=True, squeeze=False)
+    for axis, (name, part) in zip(axes[0], parts, strict=True):
+        part = part.set_index("condition").reindex(conditions)
+        spread = np.abs(part[["low", "high"]].to_numpy().T - part[value].to_numpy())  # [2, conditions]
+        for i, condition in enumerate(conditions):
+            axis.errorbar(part[value].iloc[i], i, xerr=spread[:, [i]], fmt="o", ms=3.5, lw=1.3,
+                          color=ROLE.get(condition, ROLE["other swap"]))  # fmt: skip
+        if zero:
+            axis.axvline(0, color="0.4", lw=0.8)
+        axis.set_title(LANGUAGE.get(name, name))
+        axis.locator_params(axis="x", nbins=4)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(conditions)), conditions)
+    axes[0, 0].set_ylim(len(conditions) - 0.5, -0.5)
+    figure.supxlabel(xlabel, fontsize=8)
+    return figure

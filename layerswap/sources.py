@@ -34,6 +34,7 @@ TEMPLATES = {  # prompts in the target language
 }  # fmt: skip
 # Pairs of columns that a data set may have: what is asked, and what is replied.
 COLUMNS = [("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("inputs", "targets")]
+BASELINES = ("joint", "frozen")  # models that 01_experts trains beside the experts
 AYA = {"sw": "swh", "te": "tel", "bn": "ben", "ja": "jpn", "de": "deu", "en": "eng", "es": "spa", "fr": "fra",
        "ru": "rus", "th": "tha", "zh": "zho"}  # fmt: skip  # its language_code, ISO 639-3
 EQUATION = re.compile(r"\d\s*[+×÷*=＋＝]\s*\d")
@@ -46,12 +47,12 @@ def base(name):
     return LAB / "base" if name == "lab" else references.model(name)
 
 
-def given(base_folder, math_experts, language_experts, languages, seeds):
+def given(base_folder, math_experts, language_experts, languages, seeds, baselines=()):
     """Expert ("math" or a language) -> its folders, one a seed; None where it is to be fine-tuned.
 
     UserError for a name that is no model, and as in ``check_given``.
     """
-    check_given(math_experts, language_experts, languages, seeds)
+    check_given(math_experts, language_experts, languages, seeds, baselines)
     asked, found = [("math", math_experts)], {}
     for i, code in enumerate(languages):
         asked.append((code, language_experts[i * len(seeds) :][: len(seeds)]))
@@ -60,9 +61,11 @@ def given(base_folder, math_experts, language_experts, languages, seeds):
     return found
 
 
-def check_given(math_experts, language_experts, languages, seeds):
-    """UserError unless seeds differ, and there are as many experts as seeds (language experts: as languages times
-    seeds, one language after the other), or none."""
+def check_given(math_experts, language_experts, languages, seeds, baselines):
+    """UserError unless seeds differ, baselines are of BASELINES, and there are as many experts as seeds (language
+    experts: as languages times seeds, one language after the other), or none."""
+    if odd := [each for each in baselines if each not in BASELINES]:
+        raise UserError(f"baselines has {odd[0]!r}, expected of {', '.join(BASELINES)}")
     if not seeds or len(set(seeds)) != len(seeds):
         raise UserError(f"seeds is {seeds}, expected one or more, each another")
     for parameter, names, experts in (("math_experts", math_experts, ["math"]),

@@ -13,7 +13,6 @@ from layerswap.paths import UserError
 from layerswap.plan import (
     Plan,
     chosen,
-    default_widths,
     layer_index,
     layer_swap,
     middle,
@@ -24,6 +23,7 @@ from layerswap.plan import (
     soup,
     uniform,
 )
+from layerswap.plan import widths as scaled_widths
 
 WEIGHTS = st.floats(0, 1)
 
@@ -148,15 +148,21 @@ def test_uniform(weight, letter):
     ("n_layers", "expected"),
     [(4, (1, 1, 1, 1)), (8, (1, 1, 1, 1)), (24, (4, 2, 1, 1)), (32, (5, 2, 1, 1)), (64, (10, 4, 2, 2))],
 )
-def test_default_widths(n_layers, expected):
+def test_widths(n_layers, expected):
     fields = ("bottom", "top", "transition_bottom", "transition_top")
-    assert default_widths(n_layers) == dict(zip(fields, expected, strict=True))
+    assert scaled_widths(n_layers) == dict(zip(fields, expected, strict=True))
 
 
 @given(st.integers(4, 200))
-def test_default_widths_fit_and_keep_the_share(n_layers):
-    plan = layer_swap(n_layers, **default_widths(n_layers))
-    assert abs(plan.layers.count(1) - n_layers * 7 / 32) <= max(1, 2 - n_layers * 7 / 32)
+def test_widths_fit_and_keep_the_share(n_layers):
+    swap = layer_swap(n_layers, **scaled_widths(n_layers))
+    assert abs(swap.layers.count(1) - n_layers * 7 / 32) <= max(1, 2 - n_layers * 7 / 32)
+
+
+def test_given_widths_are_all_four():
+    assert list(scaled_widths(32, [3, 2, 1, 0]).values()) == [3, 2, 1, 0]
+    with pytest.raises(UserError, match=r"widths is \[3, 2\], expected four \(bottom, top"):
+        scaled_widths(32, [3, 2])
 
 
 def test_minus_zero_is_zero():
