@@ -4,6 +4,7 @@ Nothing is fetched and no model is loaded. Sizes come from files that are here; 
 the billions in its name. Times assume SPEED: they say hours or days, no more.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -22,10 +23,15 @@ ROWS = 32  # answers written at once, about
 def lines(profile, settings):
     """The estimate of a profile as text lines. settings: notebook -> parameters, as ``nb.settings`` gives them."""
     p = settings["01_experts"]
-    sources.check_given(p["math_experts"], p["language_experts"], p["languages"], p["seeds"])
+    sources.check_given(p["math_experts"], p["language_experts"], p["languages"], p["seeds"],
+                        p["baselines"])  # fmt: skip
     n_weights, n_layers, where = size(p["base"])
     languages, seeds = p["languages"], len(p["seeds"])
     made = {"math": 0 if p["math_experts"] else seeds} | dict.fromkeys(languages, 0 if p["language_experts"] else seeds)
+    if "frozen" in p["baselines"]:
+        made |= {f"frozen {name}": seeds for name in ("math", *languages)}
+    if "joint" in p["baselines"]:
+        made |= {f"joint {code}": seeds for code in languages}
     given = [*p["math_experts"], *p["language_experts"]]
     processes = processes_of(p["launch"])
     if p["device"] not in SPEED or any(q["eval_dtype"] not in BYTES for q in settings.values()):
@@ -44,9 +50,10 @@ def lines(profile, settings):
     seconds = 0.0
     stored = (2 if p["lora_rank"] else 4) * n_weights
     for name, count in made.items():
-        kind = "math" if name == "math" else "language"
-        steps, tokens = p[f"{kind}_steps"], p[f"{kind}_steps"] * p["batch_size"] * p["max_length"]
-        sets = ", ".join(p[f"{kind}_data"]) or f"{p['source']}'s own text"
+        kinds = ("math", "language") if "joint" in name else ("math",) if "math" in name else ("language",)
+        steps = sum(p[f"{kind}_steps"] for kind in kinds)
+        tokens = steps * p["batch_size"] * p["max_length"]
+        sets = ", ".join(each for kind in kinds for each in p[f"{kind}_data"]) or f"{p['source']}'s own text"
         if count:
             how = f"LoRA of rank {p['lora_rank']}" if p["lora_rank"] else "all weights"
             text.append(f"train      {count} {name} expert(s), {how}: {steps} steps of {p['batch_size']} rows, at most"
@@ -117,21 +124,25 @@ def processes_of(launch):
 
 def answers(settings, n_layers):
     """Notebook -> (how many answers it asks for at most, its parameters); equal conditions are answered once."""
-    counts = {}
+    counts, baselines = {}, len(settings["01_experts"]["baselines"])
     for name, p in settings.items():
-        n_languages = len(p.get("languages", [1]))
+        n_languages, n = len(p.get("languages", [1])), p["n_problems"]
+        n_pairs = math.prod(sources.pair_counts(p.get("pairs", "1x1"), settings["01_experts"]["seeds"]))
         if name == "01_experts":  # English: base and math expert; else the language expert too
-            counts[name] = (3 * n_languages + 2) * p["n_problems"]
+            counts[name] = (3 * n_languages + 2) * n
         elif name == "02_swap":
-            counts[name] = 3 * p["n_problems"]
+            counts[name] = 3 * n
         elif name == "03_transition":
-            counts[name] = (2 + len(p["zone_widths"])) * n_languages * p["n_problems"]
+            swept = 2 + 3 * len(p["zone_widths"]) + len(p["zone_weights"]) + 6
+            counts[name] = n_pairs * n_languages * (2 * n + swept * p["n_sweep"])
         elif name == "04_top_bottom":
             single = 2 + (len(p["probed_layers"]) or n_layers)
             mapped = (len(p["map_widths"]) ** 2 + single) * p["n_map"]
-            counts[name] = n_languages * (4 * p["n_problems"] + mapped)
+            counts[name] = n_pairs * n_languages * ((6 + len(p["control_seeds"])) * n + mapped)
         elif name == "05_mgsm":
-            counts[name] = 7 * n_languages * p["n_problems"]
+            grid = len(p["chosen_widths"]) ** 2 * len(p["chosen_outside"]) + 8 * p["generations"]
+            methods = 10 + baselines + (0 if not p["n_validation"] else 2 if p["generations"] else 1)
+            counts[name] = n_languages * (n_pairs * methods * n + grid * p["n_validation"])
     return {name: (count, settings[name]) for name, count in counts.items()}
 
 

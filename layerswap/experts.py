@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer
 
-from layerswap import checkpoint, evaluate, mgsm
+from layerswap import checkpoint, evaluate, mgsm, sources
 from layerswap.generate import nll
 from layerswap.paths import BUILD, ROOT, UserError, atomic_file, digest
 from layerswap.provenance import reading_digest
@@ -95,11 +94,8 @@ def pair(index, language):
 def seed_pairs(index, pairs):
     """The pairs of experts that "MxL" means: every of the first M math experts with every of the first L language
     experts, as places among the seeds. UserError if there are not so many."""
-    found, n = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", pairs), len(index["seeds"])
-    if not found or max(map(int, found.groups())) > n:
-        raise UserError(f"pairs is {pairs!r}, expected numbers of math and of language experts such as {n}x{n}, at"
-                        f" most as many as seeds ({index['seeds']})")  # fmt: skip
-    return [(m, s) for m in range(int(found[1])) for s in range(int(found[2]))]
+    first, second = sources.pair_counts(pairs, index["seeds"])
+    return [(m, s) for m in range(first) for s in range(second)]
 
 
 def n_layers(index):

@@ -3,7 +3,7 @@
 import json
 import operator
 import re
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 
 from layerswap import mgsm
@@ -13,22 +13,36 @@ from layerswap.paths import UserError, data_folder
 KINDS = ("correct", "cut off", "no answer", "wrong language", "arithmetic", "unknown word", "wrong operation", "other")
 OPERATE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 SIGNS = {"×": "*", "x": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-"}
-NUMBER = r"\d[\d,]*(?:\.\d+)?"
-UNIT = r"(?:\s?[%$€£¥]|\s[^\W\d]+)?"  # "5 apples + 3 apples"
+GAP = r"[^\S\n]"  # a list's "- " on the next line is no sign
+NUMBER = r"(?:\d++(?:,\d++)*+(?:\.\d++)?+|\.\d++)"
+MARKS = r"\u0900-\u0e7f\u200c\u200d"  # vowel signs are no letters to re
+UNIT = rf"(?:{GAP}?[%$€£¥]|{GAP}[^\W\d](?:(?!\d)[\w{MARKS}])*)?"  # "5 apples + 3 apples"
+PERCENT = rf"({NUMBER})(?:{GAP}?(%))?"
+SIGN = rf"{GAP}*[-+*/{''.join(SIGNS)}]{GAP}*"
+# Neither the end of a longer left side, as "8 = 3" in "-5 + 8 = 3", nor a start of the right one, as in "2 = 1 + 1".
 EQUATION = re.compile(
-    rf"[$€£¥]?{NUMBER}{UNIT}(?:\s*[-+*/{''.join(SIGNS)}]\s*[$€£¥]?{NUMBER}{UNIT})+\s*=\s*[$€£¥]?{NUMBER}"
+    rf"(?<![\d.,])[$€£¥]?{NUMBER}{UNIT}(?:{SIGN}[$€£¥]?{NUMBER}{UNIT})+{GAP}*={GAP}*"
+    rf"[$€£¥]?{NUMBER}(?:{GAP}?%)?+(?!{UNIT}{SIGN}[$€£¥(]?{NUMBER})"
 )
+BEFORE = re.compile(rf"(?:(?:[\d)%]|\b[^\W\d]){SIGN}|[-−])$")
 
 
 def equations(text):
-    """[(operands, signs, result)] of the equations in a text, in order: "2 + 3 x 4 = 14" -> ([2, 3, 4], "+*", 14)."""
+    """[(operands, signs, result)] of the equations in a text, in order: "2 + 3 x 4 = 14" -> ([2, 3, 4], "+*", 14).
+
+    A percentage counts as hundredths, a result's only if an operand is one ("1 / 4 * 100 = 25%").
+    """
     found = []
-    for equation in EQUATION.findall(text):
-        left, _, right = equation.rpartition("=")
-        numbers = [Decimal(each.replace(",", "")) for each in re.findall(NUMBER, left)]
+    for equation in EQUATION.finditer(text):
+        if BEFORE.search(text[max(equation.start() - 9, 0) : equation.start()]):
+            continue
+        left, _, right = equation.group().rpartition("=")
+        numbers = [Decimal(n.replace(",", "")).scaleb(-2 * bool(p)) for n, p in re.findall(PERCENT, left)]
         between = re.split(NUMBER, left)[1:-1]
         signs = [next(c for c in map(lambda c: SIGNS.get(c, c), reversed(part)) if c in OPERATE) for part in between]
-        found.append((numbers, "".join(signs), Decimal(re.search(NUMBER, right).group().replace(",", ""))))
+        number, percent = re.search(PERCENT, right).groups()
+        result = Decimal(number.replace(",", "")).scaleb(-2 * bool(percent and "%" in left))
+        found.append((numbers, "".join(signs), result))
     return found
 
 
@@ -41,7 +55,7 @@ def holds(numbers, signs, result):
                 terms[-1][0] = OPERATE[sign](terms[-1][0], number)
             else:
                 terms.append([number if sign == "+" else -number])
-        return round(sum(term[0] for term in terms), max(-result.as_tuple().exponent, 0)) == result
+        return sum(term[0] for term in terms).quantize(result, ROUND_HALF_UP) == result
     except ArithmeticError:  # such as a division by zero
         return False
 
@@ -65,7 +79,7 @@ def gsm8k_solutions(problems):
         solution, _, number = solved[i].rpartition("#### ") if i < len(solved) else ("", "", "")
         same = mgsm.to_number(number, "en") == problem.number
         marked = " ".join(f"{each} ." for each in re.findall(r"<<([^>]*)>>", solution))
-        found[problem.id] = re.sub(r"([-+*/=])", r" \1 ", marked) if same else None
+        found[problem.id] = re.sub(r"([-+*/=])", r" \1 ", re.sub(r"[()]", "", marked)) if same else None
     return found
 
 

@@ -77,6 +77,15 @@ def check_given(math_experts, language_experts, languages, seeds, baselines):
             raise UserError(f"{parameter} has {odd[0]!r}, expected the name of a model")
 
 
+def pair_counts(pairs, seeds):
+    """(math experts, language experts) of "MxL". UserError unless there are as many seeds."""
+    found, n = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", pairs), len(seeds)
+    if not found or max(map(int, found.groups())) > n:
+        expected = f"numbers of math and of language experts such as {n}x{n}, at most as many as seeds ({seeds})"
+        raise UserError(f"pairs is {pairs!r}, expected {expected}")
+    return int(found[1]), int(found[2])
+
+
 def is_held_out(document):
     """Whether a document (any text that names it) belongs to the tenth that no training row comes from."""
     return zlib.crc32(document.encode(errors="replace")) % 10 == 0

@@ -27,14 +27,15 @@ def check_complete(frame, conditions, languages, n_pairs, n_problems):
     """UserError names the first condition that lacks a row for a language, pair and problem, or has one twice."""
     keys = ["condition", "language", *SEEDS, "id"]
     if frame.duplicated(keys).any():
-        raise UserError(f"results: {tuple(frame[frame.duplicated(keys)].iloc[0][keys])} stands there twice")
+        twice = ", ".join(map(str, frame[frame.duplicated(keys)].iloc[0][keys]))
+        raise UserError(f"results: the answer of {twice} stands there twice")
     sizes = frame.groupby(["condition", "language"]).size()
     for key in product(conditions, languages):
         if sizes.get(key, 0) != n_pairs * n_problems:
             expected = f"expected {n_pairs} pairs of experts times {n_problems} problems"
             raise UserError(f"results: condition {key[0]!r} has {sizes.get(key, 0)} answers in {key[1]}, {expected}")
     if extra := sizes.keys().difference(list(product(conditions, languages))).tolist():
-        raise UserError(f"results: {extra[0]} was not asked for")
+        raise UserError(f"results: {' in '.join(extra[0])} was not asked for")
 
 
 def crossed(values):

@@ -26,19 +26,45 @@ def printed_plans(name):
 def test_answers_are_those_of_the_notebooks():
     settings = nb.settings(nb.House(), "ci")
     for p in settings.values():
-        p.update({"n_problems": 10, "n_map": 1} if "n_map" in p else {"n_problems": 10})
+        p.update(
+            {"n_problems": 10} | ({"n_map": 1} if "n_map" in p else {}) | ({"n_sweep": 10} if "n_sweep" in p else {})
+        )
     counts = {name: count for name, (count, _) in estimate.answers(settings, 8).items()}
     assert counts["01_experts"] == (2 + 3) * 10, "base and math expert in English; all three in Swahili"
     assert counts["02_swap"] == 3 * 10
-    assert counts["03_transition"] == printed_plans("03_transition") * 10
+    assert counts["03_transition"] == (printed_plans("03_transition") + 2) * 10, (
+        "the two conditions are in the sweep too"
+    )
     widths = settings["04_top_bottom"]["map_widths"]
     assert counts["04_top_bottom"] == printed_plans("04_top_bottom") * 10 + len(widths) ** 2 + 8 + 2
-    assert counts["05_mgsm"] == 7 * 10
+    grid = len(widths) ** 2 * len(settings["05_mgsm"]["chosen_outside"])
+    assert counts["05_mgsm"] == 14 * 10 + (grid + 8) * settings["05_mgsm"]["n_validation"]
+
+
+@pytest.mark.parametrize("pairs", ["2x1", "1x2", "0x1", "1", "axb", "1x1x1", ""])
+def test_pairs_that_are_not_there(pairs):
+    settings = nb.settings(nb.House(), "ci")
+    settings["05_mgsm"]["pairs"] = pairs
+    with pytest.raises(UserError, match="expected numbers of math and of language experts such as 1x1"):
+        estimate.answers(settings, 8)
+
+
+def test_baselines_cost_too():
+    settings = nb.settings(nb.House(), "lab")
+    text = "\n".join(estimate.lines("lab", settings))
+    assert "1 joint sw expert(s), all weights: 160 steps" in text
+    assert "1 frozen math expert(s), all weights: 60 steps" in text
+    settings["01_experts"]["baselines"] = []
+    assert "joint" not in "\n".join(estimate.lines("lab", settings))
+    settings["01_experts"]["baselines"] = ["sft"]
+    with pytest.raises(UserError, match="baselines has 'sft', expected of joint, frozen"):
+        estimate.lines("lab", settings)
 
 
 def test_a_model_that_is_not_here():
     """8 billion weights: 16 bytes each to train, 4 to keep, 2 to fetch; 15 experts; 6 operations a weight and token."""
     settings = nb.settings(nb.House(), "llama31-8b")
+    settings["01_experts"]["baselines"] = []
     text = "\n".join(estimate.lines("llama31-8b", settings))
     assert "8,000.0 million weights (by its name)" in text
     assert "1 model(s) to fetch from the hub, about 16.0 GB" in text
@@ -53,6 +79,9 @@ def test_a_model_that_is_not_here():
 def test_experts_by_reference_are_not_trained():
     settings = nb.settings(nb.House(), "llama31-8b")
     settings["01_experts"] |= {"seeds": [1], "math_experts": ["me/math-8B@v1"], "language_experts": ["a/b@1"] * 4}
+    settings["01_experts"]["baselines"] = []
+    for p in settings.values():
+        p.update({"pairs": "1x1"} if "pairs" in p else {})
     text = "\n".join(estimate.lines("x", settings))
     assert "train" not in text and "expert me/math-8B@v1" in text
     assert "6 model(s) to fetch" in text

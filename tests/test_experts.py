@@ -1,6 +1,8 @@
 """The index of a profile's experts, conditions scored with the right pair, and what a figure says of its weights."""
 
 import json
+from dataclasses import replace
+from itertools import islice
 
 import pandas as pd
 import pytest
@@ -8,10 +10,12 @@ import torch
 from conftest import word_tokenizer, write_checkpoint
 from transformers import AutoModelForCausalLM
 
-from layerswap import checkpoint, experts, lab, mgsm, plots
+from layerswap import checkpoint, experts, lab, mgsm, plots, stats
 from layerswap.generate import generate
 from layerswap.paths import UserError
-from layerswap.plan import uniform
+from layerswap.plan import Plan, uniform
+from layerswap.resident import Resident
+from layerswap.vectors import TaskVectors
 
 
 @pytest.fixture
@@ -21,10 +25,13 @@ def index(tmp_path, monkeypatch):
         for name in {"ROOT", "BUILD", "FIGURES"} & vars(module).keys():
             monkeypatch.setattr(module, name, tmp_path / name.lower() if name != "ROOT" else tmp_path)
     folders = {name: write_checkpoint(tmp_path / name, seed) for seed, name in enumerate(["base", "math", "sw", "te"])}
-    index = {"source": "lab", "seeds": [1], "base": folders.pop("base"), "math": [folders.pop("math")]}
-    index["languages"] = {code: [folder] for code, folder in folders.items()}
+    index = {"source": "lab", "seeds": [1], "base": folders.pop("base"), "joint": {}, "frozen": {}}
+    index["experts"] = {name: [folder] for name, folder in folders.items()}
     experts.save("p", index)
     return index
+
+
+SETTINGS = dict(split="test", n_problems=3, style="lab", exemplars=0, max_new_tokens=4)
 
 
 def figure():
@@ -38,8 +45,9 @@ def test_index_round_trip(index, tmp_path):
     loaded = experts.load("p")
     assert loaded["note"] == "" and {k: loaded[k] for k in index} == index
     stored = json.loads((tmp_path / "build" / "p" / "experts.json").read_text())
-    assert stored["folders"]["sw"] == ["sw"], "folders are relative to the project"
-    assert stored["digests"] == {name: [checkpoint.digest(tmp_path / name)] for name in ("base", "math", "sw", "te")}
+    assert stored["folders"]["experts"]["sw"] == ["sw"], "folders are relative to the project"
+    digests = {name: [checkpoint.digest(tmp_path / name)] for name in ("base", "math", "sw", "te")}
+    assert stored["digests"]["base"] | stored["digests"]["experts"] == digests
     assert experts.n_layers(loaded) == 4
 
 
@@ -49,19 +57,81 @@ def test_without_an_index_the_notebook_to_run_is_named(index):
 
 
 def test_each_language_is_scored_with_its_own_pair(index):
-    plans = [uniform(4, 0.0, "math expert"), uniform(4, 1.0, "language expert")]
-    settings = dict(split="test", n_problems=3, style="lab", exemplars=0, max_new_tokens=4)
-    frame = experts.score("p", plans, languages=["en", "sw", "te"], base=True, **settings)
+    plans = [uniform(4, 0.0, "base"), uniform(4, 0.0, "math expert"), uniform(4, 1.0, "language expert")]
+    frame = experts.score("p", plans, languages=["en", "sw", "te"], **SETTINGS)
     assert frame.groupby(["language", "condition"]).size().eq(3).all() and len(frame) == 27
     folders = {"base": {}, "math expert": {}, "language expert": {}}
     for code in ("en", "sw", "te"):
-        folders["base"][code], folders["math expert"][code] = index["base"], index["math"][0]
-        folders["language expert"][code] = index["languages"].get(code, index["math"])[0]
+        folders["base"][code], folders["math expert"][code] = index["base"], index["experts"]["math"][0]
+        folders["language expert"][code] = index["experts"].get(code, index["experts"]["math"])[0]
     for (condition, code), part in frame.groupby(["condition", "language"]):
         model = AutoModelForCausalLM.from_pretrained(folders[condition][code])
         prompts = [mgsm.prompt(problem, [], "lab") for problem in lab.problems(code, "test", 3)]
         expected = [answer.text for answer in generate(model, word_tokenizer(), prompts, 4)]
         assert list(part.text) == expected, (condition, code)
+
+
+@pytest.fixture
+def many(index, tmp_path):
+    """The index with two seeds, joint and frozen models; te is left out."""
+    index["seeds"], index["experts"] = [5, 7], {name: index["experts"][name] for name in ("math", "sw")}
+    made = iter(range(10, 20))
+
+    def more(n):
+        return [write_checkpoint(tmp_path / f"more-{seed}", seed) for seed in islice(made, n)]
+
+    index["experts"] = {name: [*some, *more(1)] for name, some in index["experts"].items()}
+    index |= {"joint": {"sw": more(2)}, "frozen": {"math": more(2), "sw": more(2)}}
+    experts.save("p", index)
+    return index
+
+
+def test_pairs_and_sides(many):
+    """Every condition of every pair answers as the models do that its name stands for, merged on disk or alone."""
+    swap = Plan("layer swap", (1.0, 0.0, 0.0, 1.0), 0.0)
+    plans = [swap, uniform(4, 0.0, "joint SFT"), replace(swap, name="freeze in training"), uniform(4, 0.0, "base"),
+             replace(swap, name="revert after training"), TaskVectors("TIES", "ties", density=0.5)]  # fmt: skip
+    frame = experts.score("p", plans, languages=["sw"], pairs="2x2", **SETTINGS)
+    stats.check_complete(frame, [each.name for each in plans], ["sw"], 4, 3)
+    assert list(dict.fromkeys(frame.condition)) == [each.name for each in plans], "in the plans' order"
+    prompts = [mgsm.prompt(problem, [], "lab") for problem in lab.problems("sw", "test", 3)]
+    for (condition, m, s), part in frame.groupby(["condition", "math_seed", "language_seed"]):
+        i, j = many["seeds"].index(m), many["seeds"].index(s)
+        math, language, base = many["experts"]["math"][i], many["experts"]["sw"][j], many["base"]
+        alone = {"joint SFT": many["joint"]["sw"][j], "base": base}.get(condition)
+        sides = {"freeze in training": (many["frozen"]["math"][i], many["frozen"]["sw"][j]),
+                 "revert after training": (math, base)}.get(condition, (math, language))  # fmt: skip
+        if alone is None:
+            two = Resident(*sides, base if condition == "TIES" else None)
+            model = two.apply(next(each for each in plans if each.name == condition))
+        else:
+            model = AutoModelForCausalLM.from_pretrained(alone)
+        assert list(part.text) == [a.text for a in generate(model, word_tokenizer(), prompts, 4)], (condition, m, s)
+
+
+@pytest.mark.parametrize(
+    ("role", "language", "message"),
+    [("language", "te", "language 'te' has no expert, expected one of sw"), ("joint", "te", "'te' has no expert")],
+)
+def test_a_side_that_is_not_there(many, role, language, message):
+    with pytest.raises(UserError, match=message):
+        experts.side(many, role, language)
+    many["joint"] = {}
+    with pytest.raises(UserError, match="joint models were not trained: add 'joint' to `baselines` of 01_experts"):
+        experts.side(many, "joint", "sw")
+
+
+def test_validation_and_test_problems_are_disjoint(index, tmp_path, monkeypatch):
+    experts.check_disjoint(index, ["sw", "te"], 100, 320)
+    folder = tmp_path / "data" / "mgsm"
+    folder.mkdir(parents=True)
+    (folder / "mgsm_sw.tsv").write_text("".join(f"question {i}\t{i}\n" for i in range(250)))
+    monkeypatch.setenv("LAYERSWAP_DATA", str(folder.parent))
+    local = index | {"source": "local"}
+    experts.check_disjoint(local, ["sw"], 50, 200)
+    assert [each.number for each in mgsm.load("local", "sw", "validation", 2)] == [200, 201]
+    with pytest.raises(UserError, match="1 of 50 validation problems in sw are also tested, such as mgsm-200"):
+        experts.check_disjoint(local, ["sw"], 50, 201)
 
 
 def by_hand(folder, prompt, completion):
@@ -77,20 +147,20 @@ def test_losses_are_of_base_and_expert(index):
     frame = experts.losses(index, {"math": [row], "sw": [row]}).set_index(["language", "condition"]).loss
     for code, condition, folder in (
         ("en", "base", index["base"]),
-        ("en", "math expert", index["math"][0]),
+        ("en", "math expert", index["experts"]["math"][0]),
         ("sw", "base", index["base"]),
-        ("sw", "language expert", index["languages"]["sw"][0]),
+        ("sw", "language expert", index["experts"]["sw"][0]),
     ):
         assert frame[code, condition] == pytest.approx(by_hand(folder, **row), rel=1e-5)
     assert len(frame) == 4
 
 
 def test_solution_losses_are_of_each_solution_after_the_others(index):
-    plans = [uniform(4, 1.0, "language expert")]
-    frame = experts.solution_losses("p", plans, languages=["sw"], style="lab", exemplars=1, base=True)
+    plans = [uniform(4, 0.0, "base"), uniform(4, 1.0, "language expert")]
+    frame = experts.solution_losses("p", plans, languages=["sw"], style="lab", exemplars=1)
     solved = mgsm.exemplars("lab", "sw", 8, "lab")
     assert list(frame.condition) == ["base"] * 8 + ["language expert"] * 8
-    for condition, folder in (("base", index["base"]), ("language expert", index["languages"]["sw"][0])):
+    for condition, folder in (("base", index["base"]), ("language expert", index["experts"]["sw"][0])):
         losses = frame[frame.condition == condition].set_index("id").loss
         for i, other in ((0, 1), (5, 0)):
             prompt = (
@@ -127,6 +197,11 @@ def test_every_script_has_a_font(text, recwarn):
     assert not [w for w in recwarn if "missing from font" in str(w.message)]
 
 
-def test_roles_keep_their_colour():
-    colours = plots.spare(["base", "ties", "layer swap", "dare"])
-    assert colours["base"] == plots.ROLE["base"] and len(set(colours.values())) == 4
+def test_forest_puts_every_estimate_where_the_table_says():
+    table = pd.DataFrame({"condition": ["a", "b"] * 2, "language": ["sw", "sw", "te", "te"],
+                          "difference": [0.1, 0.2, 0.3, 0.4], "low": 0.0, "high": 0.5})  # fmt: skip
+    axes = plots.forest(table, "difference", "x", zero=True).axes
+    assert [axis.get_title() for axis in axes] == ["Swahili", "Telugu"]
+    found = [[(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if len(line.get_xdata()) == 1]
+             for axis in axes]  # fmt: skip
+    assert found == [[(0.1, 0), (0.2, 1)], [(0.3, 0), (0.4, 1)]]

@@ -1,9 +1,14 @@
 """Intervals and tests against scipy and statsmodels, and against simulation."""
 
+import gc
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, ttest_1samp
+import statsmodels.formula.api as smf
+from scipy.stats import binomtest, t, ttest_1samp
+from statsmodels.stats.anova import anova_lm
 
 from layerswap import stats
 from layerswap.paths import UserError
@@ -26,7 +31,7 @@ def test_accuracy_is_wilsons():
 
 def test_paired_counts_and_mcnemar():
     a, b = [1] * 40 + [0] * 60, [1] * 25 + [0] * 20 + [1] * 5 + [0] * 50
-    row = stats.paired(frame({("a", "sw"): a, ("b", "sw"): b}), "a", "b").iloc[0]
+    row = stats.paired(frame({("a", "sw"): a, ("b", "sw"): b}), ["a"], "b").iloc[0]
     assert (row.b, row.c, row.n, row.difference) == (15, 5, 100, pytest.approx(0.10))
     assert row.p == pytest.approx(binomtest(15, 20).pvalue) and row.p_holm == row.p
     gain, loss = 16 / 102, 6 / 102  # Bonett and Price (2012)
@@ -34,41 +39,214 @@ def test_paired_counts_and_mcnemar():
     assert (row.low, row.high) == pytest.approx((gain - loss - half, gain - loss + half), abs=1e-6)
 
 
-def test_holm_and_the_pooled_row():
+def test_two_families_after_holm():
+    rng = np.random.default_rng(0)
+    chances = {"a": 0.6, "b": 0.4, "c": 0.5}
+    outcomes = {(c, code): rng.random(80) < p for code in ("sw", "te") for c, p in chances.items()}
+    table = stats.paired(frame(outcomes), ["a", "c"], "b")
+    assert list(table.condition) == ["a"] * 3 + ["c"] * 3 and list(table.language) == ["sw", "te", "pooled"] * 2
+    for family in (table[table.language == "pooled"], table[table.language != "pooled"]):
+        order = family.sort_values("p")
+        steps = np.maximum.accumulate(order.p * np.arange(len(order), 0, -1)).clip(upper=1)
+        assert list(order.p_holm) == pytest.approx(list(steps))
+
+
+def test_the_pooled_row_takes_problems_not_answers():
     rng = np.random.default_rng(0)
     outcomes = {(c, code): rng.random(80) < p for code in ("sw", "te") for c, p in (("a", 0.6), ("b", 0.4))}
-    table = stats.paired(frame(outcomes), "a", "b")
-    assert list(table.language) == ["sw", "te", "pooled"]
-    small, large = sorted(table.p[:2])
-    assert sorted(table.p_holm[:2]) == pytest.approx([min(1, 2 * small), max(min(1, 2 * small), large)])
+    row = stats.paired(frame(outcomes), ["a"], "b").iloc[2]
     deltas = np.mean([outcomes["a", code].astype(int) - outcomes["b", code] for code in ("sw", "te")], axis=0)
-    expected = ttest_1samp(deltas, 0).confidence_interval()
-    assert (table.low[2], table.high[2]) == pytest.approx((expected.low, expected.high))
-    assert table.difference[2] == pytest.approx(deltas.mean()) and table.n[2] == 160
+    test = ttest_1samp(deltas, 0)
+    assert (row.low, row.high, row.p) == pytest.approx((*test.confidence_interval(), test.pvalue))
+    assert row.difference == pytest.approx(deltas.mean()) and row.n == 160
+
+
+def test_a_contrast_of_four():
+    rng = np.random.default_rng(3)
+    outcomes = {(c, "sw"): rng.random(60) < 0.5 for c in "abcd"}
+    row = stats.contrast(frame(outcomes), "interaction", {"a": 1, "b": -1, "c": -1, "d": 1}).iloc[0]
+    a, b, c, d = (outcomes[name, "sw"].astype(int) for name in "abcd")
+    test = ttest_1samp(a - b - c + d, 0)
+    assert (row.difference, row.p) == pytest.approx(((a - b - c + d).mean(), test.pvalue))
+    assert (row.low, row.high) == pytest.approx(tuple(test.confidence_interval()))
 
 
 def test_the_paired_interval_covers():
-    rng, hits, runs = np.random.default_rng(1), 0, 600
+    rng, hits, runs = np.random.default_rng(1), 0, 2000
     for _ in range(runs):
-        both = rng.random(100)
-        delta = np.where(both < 0.15, 1, np.where(both < 0.25, -1, 0))  # true difference 0.05
-        row = stats._compare("sw", delta)
-        hits += row["low"] <= 0.05 <= row["high"]
-    assert 0.93 <= hits / runs <= 0.98
+        both = rng.random(100)  # true difference 0.05
+        low, high = stats.bonett_price(100, (both < 0.15).sum(), ((both >= 0.15) & (both < 0.25)).sum())
+        hits += low <= 0.05 <= high
+    assert 0.93 <= hits / runs <= 0.97
+
+
+# --- several pairs of experts -----------------------------------------------------------------------------------------
+
+
+def drawn(rng, shape, seeds=0.0, pair=0.0, problem=0.3, mixed=0.2, rest=0.3):
+    """Values [math seeds, language seeds, problems] of mean 0 with these standard deviations of their parts."""
+    m, s, p = shape
+    return (
+        rng.normal(0, seeds, (m, 1, 1)) + rng.normal(0, seeds, (1, s, 1)) + rng.normal(0, pair, (m, s, 1))
+        + rng.normal(0, problem, (1, 1, p)) + rng.normal(0, mixed, (m, 1, p)) + rng.normal(0, mixed, (1, s, p))
+        + rng.normal(0, rest, shape)
+    )  # fmt: skip
+
+
+def covered(rng, runs, shape, **parts):
+    """The share of ``runs`` in which the 95 % interval of ``crossed`` holds the true mean, 0."""
+    hits = 0
+    for _ in range(runs):
+        mean, error, free = stats.crossed(drawn(rng, shape, **parts))
+        hits += abs(mean) <= t.ppf(0.975, free) * error
+    return hits / runs
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((1, 1, 250), {}),
+        ((3, 3, 250), {"seeds": 0.05, "pair": 0.02}),
+        ((3, 3, 250), {"seeds": 0.01, "pair": 0.01}),
+        ((3, 3, 250), {}),
+        ((4, 4, 100), {"seeds": 0.05}),
+    ],
+)
+def test_the_crossed_interval_covers(shape, parts):
+    assert 0.93 <= covered(np.random.default_rng(0), 1500, shape, **parts) <= 0.97
+
+
+def test_a_hierarchical_bootstrap_of_three_seeds_does_not_cover():
+    """Why ``crossed`` is used: percentiles of means over resampled seeds and problems are too narrow."""
+    rng, hits, runs = np.random.default_rng(0), 0, 150
+    for _ in range(runs):
+        values = drawn(rng, (3, 3, 100), seeds=0.05)
+        counts = [rng.multinomial(n, [1 / n] * n, 200) / n for n in values.shape]  # [draws, levels]
+        means = np.einsum("dm,ds,dp,msp->d", *counts, values, optimize=True)
+        low, high = np.percentile(means, [2.5, 97.5])
+        hits += low <= 0 <= high
+    assert hits / runs < 0.9
+
+
+def test_crossed_variance_is_that_of_an_analysis_of_variance():
+    """Mean squares from statsmodels; the expected ones of crossed random effects give the variance."""
+    values = drawn(np.random.default_rng(4), (3, 3, 5), seeds=0.3, pair=0.1)
+    rows = [{"m": m, "s": s, "p": p, "y": values[m, s, p]} for m, s, p in np.ndindex(values.shape)]
+    table = anova_lm(smf.ols("y ~ C(m) * C(s) * C(p)", pd.DataFrame(rows)).fit())
+    squares = {term.count(":"): 0.0 for term in table.index if term != "Residual"}
+    for term, row in table.drop("Residual").iterrows():
+        squares[term.count(":")] += row.sum_sq / row.df
+    mean, error, _ = stats.crossed(values)
+    assert mean == pytest.approx(values.mean())
+    assert error**2 * values.size == pytest.approx(squares[0] - squares[1] + squares[2])
+
+
+def test_one_pair_is_students_and_one_problem_has_no_interval():
+    values = np.random.default_rng(5).normal(0, 1, (1, 1, 40))
+    mean, error, free = stats.crossed(values)
+    test = ttest_1samp(values.ravel(), 0)
+    assert (mean / error, free) == pytest.approx((test.statistic, test.df))
+    assert np.isnan(stats.crossed(values[..., :1])[1])
+
+
+def results(rng, chances, languages=("sw", "te", "bn", "ja"), shape=(1, 1, 320), shared=0.5):
+    """Results of conditions (name -> chance) whose answers to a problem hang together by ``shared`` (0 to 1)."""
+    frames = []
+    for code in languages:
+        hard = rng.random(shape[2])
+        for name, chance in chances.items():
+            own = rng.random(shape)
+            luck = np.where(rng.random(shape) < shared, hard, own)
+            for m, s in np.ndindex(shape[:2]):
+                frames.append(pd.DataFrame({
+                    "condition": name, "language": code, "math_seed": m, "language_seed": s, "id": range(shape[2]),
+                    "correct": luck[m, s] < chance,
+                }))  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 100), (3, 3, 60)])
+def test_false_positives_of_the_whole_family(shape, monkeypatch):
+    """500 runs in which nothing differs: in at most 5 of 100 (and the noise of 500 runs) any p of a family is below."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # statsmodels collects garbage in every correction, 50 ms a time
+    rng, wrong = np.random.default_rng(6), {"pooled": 0, "languages": 0}
+    for _ in range(500):
+        rows = null(rng, shape)
+        for name, family in (
+            ("pooled", rows[rows.language == "pooled"]),
+            ("languages", rows[rows.language != "pooled"]),
+        ):
+            wrong[name] += (stats.holm(family.reset_index(drop=True)).p_holm < 0.05).any()
+    assert max(wrong.values()) / 500 <= 0.05, wrong
+
+
+def null(rng, shape):
+    """The uncorrected rows of four conditions that are as good as their reference, in two languages and pooled."""
+    rows = []
+    for _ in range(4):
+        hard = rng.random((2, 1, 1, shape[2]))  # the same problems for both
+        answers = [np.where(rng.random((2, *shape)) < 0.5, hard, rng.random((2, *shape))) < 0.5 for _ in range(2)]
+        deltas = answers[0].astype(float) - answers[1]  # [languages, math seeds, language seeds, problems]
+        for code, delta in zip(("sw", "te"), deltas, strict=True):
+            rows.append(stats._row(code, delta, delta.size, shape[:2] == (1, 1)))
+        rows.append(stats._row("pooled", deltas.mean(axis=0), deltas.size, False))
+    return pd.DataFrame(rows)
+
+
+def test_the_labs_sample_shows_five_points(monkeypatch):
+    """Power of the pooled test at the lab's n, with answers that differ as often as the lab's most different two do."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    rng, n, found = np.random.default_rng(7), 320, 0
+    for _ in range(200):
+        table = stats.paired(results(rng, {"a": 0.55, "b": 0.50}, shape=(1, 1, n), shared=0.3), ["a"], "b")
+        found += table.p.iloc[-1] < 0.05
+    assert found / 200 >= 0.8
+
+
+def test_detectable_is_what_is_found_four_times_in_five():
+    rng, n = np.random.default_rng(8), 400
+    spread, found = 0.5, 0
+    effect = stats.POWER * spread / np.sqrt(n)
+    for _ in range(1000):
+        row = stats._row("sw", rng.normal(effect, spread, (1, 1, n)), n, False)
+        found += row["p"] < 0.05
+    assert abs(found / 1000 - 0.8) < 0.04
+    assert row["detectable"] == pytest.approx(effect, rel=0.2)
+
+
+def test_best_pair_is_the_maximum():
+    data = results(np.random.default_rng(9), {"a": 0.5}, ["sw"], (2, 3, 50))
+    row = stats.best_pair(data, ["condition", "language"]).iloc[0]
+    assert row.pairs == 6 and row.maximum == data.groupby(["math_seed", "language_seed"]).correct.mean().max()
+    assert row.low < row.maximum < row.high
+
+
+def test_complete_results():
+    data = results(np.random.default_rng(10), {"a": 0.5, "b": 0.5}, ["sw", "te"], (2, 2, 5))
+    check = partial(stats.check_complete, conditions=["a", "b"], languages=["sw", "te"], n_pairs=4, n_problems=5)
+    check(data)
+    for spoilt, message in (
+        (data.drop(index=3), "condition 'a' has 19 answers in sw, expected 4 pairs of experts times 5 problems"),
+        (data[(data.condition == "a") | (data.language == "sw")], "condition 'b' has 0 answers in te"),
+        (pd.concat([data, data.iloc[[3]]]), "the answer of a, sw, 0, 0, 3 stands there twice"),
+        (pd.concat([data, data.iloc[[3]].assign(condition="c")]), "c in sw was not asked for"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(spoilt)
 
 
 def test_equal_answers_leave_a_width():
-    row = stats.paired(frame({("a", "sw"): [1, 0] * 20, ("b", "sw"): [1, 0] * 20}), "a", "b").iloc[0]
+    row = stats.paired(frame({("a", "sw"): [1, 0] * 20, ("b", "sw"): [1, 0] * 20}), ["a"], "b").iloc[0]
     assert row.low < 0 < row.high and row.p == 1
 
 
-def test_paired_mean_is_students():
+def test_paired_losses_are_students():
     rng = np.random.default_rng(2)
     losses = pd.concat([
         pd.DataFrame({"condition": c, "language": "sw", "id": range(50), "loss": rng.normal(m, 1, 50)})
         for c, m in (("expert", 1.0), ("base", 2.0))
     ])  # fmt: skip
-    row = stats.paired_mean(losses, "loss", "expert", "base").iloc[0]
+    row = stats.paired(losses, ["expert"], "base", "loss").iloc[0]
     values = losses.pivot(index="id", columns="condition", values="loss")
     expected = ttest_1samp(values.expert - values.base, 0)
     assert row.difference == pytest.approx((values.expert - values.base).mean())
@@ -77,6 +255,6 @@ def test_paired_mean_is_students():
 
 def test_conditions_must_share_their_problems():
     with pytest.raises(UserError, match="'b' is not in the results"):
-        stats.paired(frame({("a", "sw"): [1]}), "a", "b")
+        stats.paired(frame({("a", "sw"): [1]}), ["a"], "b")
     with pytest.raises(UserError, match="not scored on the same problems"):
-        stats.paired(frame({("a", "sw"): [1, 0], ("b", "sw"): [1]}), "a", "b")
+        stats.paired(frame({("a", "sw"): [1, 0], ("b", "sw"): [1]}), ["a"], "b")
