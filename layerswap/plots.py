@@ -138,7 +138,7 @@ def forest(table, value, xlabel, zero=False, column="language"):
         if zero:
             axis.axvline(0, color="0.4", lw=0.8)
         axis.set_title(LANGUAGE.get(name, name))
-        axis.locator_params(axis="x", nbins=4)
+        axis.locator_params(axis="x", nbins=3)
         axis.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(range(len(conditions)), conditions)
     axes[0, 0].set_ylim(len(conditions) - 0.5, -0.5)
