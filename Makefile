@@ -10,7 +10,8 @@ READY     := .venv/.ready
 .PHONY: all plan test lab notebooks base lock clean help $(NOTEBOOKS)
 .DEFAULT_GOAL := help
 
-all: $(NOTEBOOKS)  ## run what changed of the five notebooks into figures/$(PROFILE) (PROFILE=lab)
+all: $(NOTEBOOKS)  ## run what changed of the five notebooks into figures/$(PROFILE) (PROFILE=lab), and FINDINGS.md
+	@$(PY) -m layerswap.findings
 02_swap 03_transition 04_top_bottom 05_mgsm: 01_experts
 $(NOTEBOOKS): $(READY)
 	@$(RUN) $@

@@ -4,9 +4,11 @@ import ast
 import json
 import re
 
+import pandas as pd
 import pytest
 
-from layerswap import nb
+from layerswap import experts, mgsm, nb
+from layerswap.paths import LAB
 
 HOUSE = nb.House()
 NAMES = ["01_experts", "02_swap", "03_transition", "04_top_bottom", "05_mgsm"]
@@ -76,3 +78,44 @@ def test_guard_sees_a_spoilt_notebook(spoil, message):
     notebook = nb.read(HOUSE, "02_swap")
     spoil([cell for cell in notebook["cells"] if cell["cell_type"] == "code"])
     assert any(message in problem for problem in problems(notebook))
+
+
+def test_no_choice_reads_test_problems(monkeypatch):
+    """05_mgsm's cells up to the choice, run with a scorer that knows no test problem: all that they ask for is
+    validation; and what they choose is what validation says."""
+    cells = nb.code(HOUSE, "05_mgsm")
+    last = next(i for i, source in enumerate(cells) if "chosen.append" in source)
+    asked = []
+
+    def score(profile, plans, *, split, n_problems, languages, **settings):
+        asked.append((split, n_problems))
+        frames = []
+        for each in plans:
+            right = each.layers[0] == 1 and sum(each.layers) == 2 and each.outside == 0.5
+            rows = [
+                {"language": code, "id": i, "correct": right and i > 2} for code in languages for i in range(n_problems)
+            ]
+            frames.append(pd.DataFrame(rows).assign(condition=each.name, answer_nll=1.0, answer_tokens=1))
+        return pd.concat(frames)
+
+    index = {"source": "lab", "seeds": [1], "base": LAB / "base", "experts": {}, "joint": {}, "frozen": {}}
+    monkeypatch.setattr(experts, "score", score)
+    monkeypatch.setattr(experts, "load", lambda profile: index)
+    space = {}
+    for source in cells[: last + 1]:
+        exec(source, space)
+    assert len(asked) == 1 + space["generations"] + 1 and set(asked) == {("validation", space["n_validation"])}
+    assert [each.name for each in space["chosen"]] == ["widths chosen", "searched weights"]
+    assert space["chosen"][0].layers == (1, *[0] * 6, 1) and space["chosen"][0].outside == 0.5
+    assert not any("split" in source and "split=split" in source for source in cells[: last + 1])
+
+
+def test_lab_splits_share_no_problem_in_any_profile():
+    for profile in ("ci", "lab"):
+        p = nb.settings(HOUSE, profile)["05_mgsm"]
+        for code in p["languages"]:
+            test, validation = (
+                {each.question for each in mgsm.load("lab", code, split, n)}
+                for split, n in (("test", p["n_problems"]), ("validation", p["n_validation"]))
+            )
+            assert test and validation and not test & validation

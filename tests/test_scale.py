@@ -23,8 +23,9 @@ PROFILE = {
         "packing": True, "lora_rank": 4, "dtype": "bfloat16", "n_held_out": 20,
     },
     "02_swap": {"n_problems": 2},
-    "03_transition": {"zone_widths": [0, 1]},
-    "04_top_bottom": {"map_widths": [0, 5], "probed_layers": [0, 31], "n_map": 2},
+    "03_transition": {"zone_widths": [1], "n_sweep": 2, "pairs": "2x2"},
+    "04_top_bottom": {"map_widths": [0, 5], "probed_layers": [0, 31], "n_map": 2, "pairs": "2x1"},
+    "05_mgsm": {"pairs": "2x2", "n_validation": 2},
 }  # fmt: skip
 
 
@@ -61,9 +62,16 @@ def test_all_notebooks_on_a_model_built_like_llama_31_8b(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         assert tuple(line.split()[-1] for line in done.stdout.splitlines()) == expected
     figures, build = tmp_path / "figures" / "tall", tmp_path / "build"
-    assert len(list(figures.glob("*.png"))) == 16
+    assert len(list(figures.glob("*.png"))) == 24
     folded = [file.parent.name for file in (build / "models").glob("*/model.safetensors.index.json")]
-    assert {name.rpartition("-")[0] for name in folded} == {"math-1", "math-2", "sw-1", "sw-2"}
+    assert {name.rpartition("-")[0] for name in folded} == {
+        f"{kind}{name}-{seed}"
+        for kind, names in (("", ("math", "sw")), ("frozen-", ("math", "sw")), ("joint-", ("sw",)))
+        for name in names
+        for seed in (1, 2)
+    }
+    assert set(pd.read_csv(figures / "mgsm_maximum.csv").pairs) == {4}
+    assert pd.read_csv(figures / "mgsm.csv").n.eq(4 * 3).all()
     moved = pd.read_csv(figures / "parameter_change.csv")
     assert set(moved.seed) == {1, 2} and moved.layer.max() == 31
     assert (moved[moved.matrix == "norm"].relative == 0).all() and (moved[moved.matrix == "q"].relative > 0).all()

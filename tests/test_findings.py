@@ -1,0 +1,87 @@
+"""FINDINGS.md and the tables it is written from: every condition is there once, and every figure is its file's."""
+
+import re
+import shutil
+from itertools import product
+
+import pandas as pd
+import pytest
+
+from layerswap import findings
+from layerswap.paths import FIGURES, ROOT
+
+LANGUAGES = ["sw", "te", "bn", "ja"]
+METHODS = [
+    "base", "math expert", "language expert", "joint SFT", "freeze in training", "revert after training", "soup",
+    "task arithmetic", "TIES", "layer swap", "transition removed", "only bottom", "widths chosen", "searched weights",
+]  # fmt: skip
+WIDTHS = [f"{side}, width {t}" for side in ("bottom", "top", "both") for t in (1, 2, 3)]
+CONTROLS = ["both", "middle layers", *(f"random layers, draw {seed}" for seed in (1, 4, 6)), "roles reversed"]
+MEASURES = ["exact match", "answer loss, nats a token"]
+# Result file of the lab -> (conditions, whether it is pooled too, measures).
+TABLES = {
+    "mgsm": (METHODS, False, None),
+    "mgsm_maximum": (METHODS, False, None),
+    "mgsm_paired": ([name for name in METHODS if name != "math expert"], True, None),
+    "mgsm_soup": ([name for name in METHODS if name != "soup"], True, None),
+    "answer_nll": ([name for name in METHODS if name != "math expert"], True, None),
+    "solution_nll": ([name for name in METHODS if name != "math expert"], True, None),
+    "transition_removed": (["transition removed"], True, MEASURES),
+    "transition_width": (WIDTHS, True, None),
+    "transition_weight": (["weight 0.25", "transition kept", "weight 0.75"], True, None),
+    "outside": (
+        [f"{zone}: outside {side} - average" for zone in ("kept", "removed") for side in ("math", "language")]
+        + [f"removed - kept, outside {side}" for side in ("math", "average", "language")], True, None,
+    ),
+    "top_bottom": (["both", "only bottom", "only top", "interaction"], True, MEASURES),
+    "controls": (CONTROLS, True, None),
+    "width_map": ([f"{b},{u}" for b in range(4) for u in range(4)], False, None),
+    "single_layers": ([*map(str, range(8)), "outside"], False, ["exact match", "answer loss"]),
+}  # fmt: skip
+
+
+def missing_or_twice(table, conditions, pooled, measures):
+    """What a result table lacks, has twice or should not have."""
+    keys = ["condition", "language"] + (["measure"] if measures else [])
+    expected = set(product(conditions, LANGUAGES + ["pooled"] * pooled, *([measures] if measures else [])))
+    found = list(table.astype({"condition": str})[keys].itertuples(index=False, name=None))
+    return (expected ^ set(found)) | {each for each in found if found.count(each) > 1}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_labs_tables_have_every_condition_once(name):
+    table = pd.read_csv(FIGURES / "lab" / f"{name}.csv")
+    assert not missing_or_twice(table, *TABLES[name])
+    assert missing_or_twice(table.drop(index=0), *TABLES[name]), "a missing row is seen"
+    assert missing_or_twice(pd.concat([table, table.iloc[[0]]]), *TABLES[name]), "a row that stands twice is seen"
+
+
+@pytest.mark.parametrize("name", ["transition_removed", "top_bottom", "mgsm_paired"])
+def test_the_labs_sample_would_show_five_points(name):
+    table = pd.read_csv(FIGURES / "lab" / f"{name}.csv")
+    pooled = table[(table.language == "pooled") & ~table.get("measure", table.language).str.startswith("answer")]
+    assert len(pooled) and (pooled.detectable < 0.05).all()
+
+
+def test_findings_are_what_the_results_say():
+    assert (ROOT / "FINDINGS.md").read_text(encoding="utf-8") == findings.text(), (
+        "run make all, or -m layerswap.findings"
+    )
+
+
+def test_a_changed_result_changes_the_findings(tmp_path, monkeypatch):
+    shutil.copytree(FIGURES / "lab", tmp_path / "lab", ignore=shutil.ignore_patterns("*.png", "*.svg"))
+    monkeypatch.setattr(findings, "FIGURES", tmp_path)
+    before = findings.text()
+    path = tmp_path / "lab" / "mgsm_paired.csv"
+    table = pd.read_csv(path)
+    row = (table.condition == "layer swap") & (table.language == "pooled")
+    table.loc[row, ["difference", "low", "high", "p_holm"]] = -0.0123, -0.02, -0.001, 0.01
+    table.to_csv(path, index=False)
+    changed = [line for line in findings.text().splitlines() if line not in before.splitlines()]
+    assert len(changed) == 1 and re.match(
+        r"\| layer swap, against the math expert \| -1.2 \(-2.0, -0.1\) points \| 1280 \| clear \(p 0.01\)"
+        r" \| does not agree: merged models beat", changed[0]
+    )  # fmt: skip
+    path.unlink()
+    assert "Profile lab" not in findings.text(), "a profile without all its results is left out"
