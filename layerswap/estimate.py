@@ -8,7 +8,7 @@ import math
 import re
 from pathlib import Path
 
-from layerswap import checkpoint, references, sources
+from layerswap import checkpoint, mgsm, references, sources
 from layerswap.paths import BUILD, LAB, ROOT, UserError
 
 # What a device does of its best, assumed: floating-point operations and bytes of memory a second.
@@ -38,6 +38,10 @@ def lines(profile, settings):
         raise UserError(
             f"device is {p['device']!r}, eval_dtype {p['eval_dtype']!r}: expected {[*SPEED]} and {[*BYTES]}"
         )
+    chosen, most = settings["05_mgsm"]["n_validation"], 250 - mgsm.VALIDATION
+    if chosen and p["source"] != "lab" and settings["05_mgsm"]["n_problems"] > most:
+        raise UserError(f"05_mgsm: n_problems is above {most}, but MGSM's last {mgsm.VALIDATION} are its validation"
+                        " problems; lower n_problems, or set n_validation to 0")  # fmt: skip
     flops, bandwidth = SPEED[p["device"]]
 
     gb = lambda n_bytes: f"{n_bytes / 1e9:,.1f} GB"  # noqa: E731

@@ -108,11 +108,15 @@ def problems(index, language, split, n):
     return mgsm.load(index["source"], language, split, n)
 
 
-def check_disjoint(index, languages, n_validation, n_problems):
-    """UserError if one of the first ``n_validation`` validation problems is among the first ``n_problems`` to test."""
+def check_disjoint(index, languages, n_validation, split, n_problems):
+    """UserError if one of the first ``n_validation`` validation problems is among the first ``n_problems`` of a split,
+    or if there are not so many."""
     for code in languages:
-        test = {each.question for each in problems(index, code, "test", n_problems)}
-        if shared := [p for p in problems(index, code, "validation", n_validation) if p.question in test]:
+        test = {each.question for each in problems(index, code, split, n_problems)}
+        validation = problems(index, code, "validation", n_validation)
+        if len(validation) < n_validation:
+            raise UserError(f"n_validation is {n_validation}, but {code} has {len(validation)} validation problems")
+        if shared := [p for p in validation if p.question in test]:
             raise UserError(f"{len(shared)} of {n_validation} validation problems in {code} are also tested, such as"
                             f" {shared[0].id}: lower n_problems ({n_problems}) or n_validation")  # fmt: skip
 

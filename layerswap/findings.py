@@ -9,10 +9,14 @@ from layerswap.paths import FIGURES, ROOT, atomic_file
 
 LEFT_OUT = {"ci"}  # profiles that only show that the notebooks run
 POINTS, NATS = ("points", 100, 1), ("nats a token", 1, 3)  # unit, factor, digits
-# What is claimed: file, condition, reference ("" in a contrast), unit, and the paper's labelled fact it bears on: the
-# signs that agree with it (0: no clear difference), and the fact.
-NO_GAIN, BEATS = "the transition zone showed no significant gain (B)", "merged models beat experts and other merges (A)"
-MORE, LESS, SWAP = ((0, 1), NO_GAIN), ((0, -1), NO_GAIN), ((1,), BEATS)
+# What is claimed: file, condition (* for any end), reference ("" in a contrast), unit, and the paper's labelled fact it
+# bears on: what a clearly lower, an unclear and a clearly higher figure say of it, and the fact.
+AGREES, NOT = "agrees", "does not agree"
+NO_GAIN, WORSE = "the transition zone showed no significant gain (B)", "no gain, but a clear loss"
+MORE, LESS = ((NOT, AGREES, WORSE), NO_GAIN), ((WORSE, AGREES, NOT), NO_GAIN)
+EXPERTS, MERGES = (
+    ((NOT, "not shown", AGREES), f"merged models beat {others} (A)") for others in ("the experts", "other merges")
+)
 KEPT, REMOVED = "transition kept", "transition removed"
 CLAIMS = [
     ("The transition zone", [
@@ -34,16 +38,18 @@ CLAIMS = [
         ("only bottom, against neither: loss of the answer", "top_bottom", "only bottom", "neither", NATS, None),
         ("only top, against neither: loss of the answer", "top_bottom", "only top", "neither", NATS, None),
         ("control: as many middle layers, against neither", "controls", "middle layers", "neither", POINTS, None),
+        ("control: {}, against neither", "controls", "random layers*", "neither", POINTS, None),
         ("control: roles reversed, against neither", "controls", "roles reversed", "neither", POINTS, None),
     ]),
     ("Methods on MGSM", [
         *((f"{name}, against the math expert", "mgsm_paired", name, "math expert", POINTS, fact) for name, fact in (
             ("base", None), ("language expert", None), ("joint SFT", None), ("freeze in training", None),
             ("revert after training", None), ("soup", None), ("task arithmetic", None), ("TIES", None),
-            ("layer swap", SWAP), ("transition removed", None), ("only bottom", None), ("widths chosen", None),
+            ("layer swap", EXPERTS), ("transition removed", None), ("only bottom", None), ("widths chosen", None),
             ("searched weights", None))),
         *((f"{name}, against the soup", "mgsm_soup", name, "soup", POINTS, fact) for name, fact in (
-            ("layer swap", SWAP), ("only bottom", None), ("widths chosen", None), ("searched weights", None))),
+            ("layer swap", MERGES), ("transition removed", None), ("only bottom", None), ("widths chosen", None),
+            ("searched weights", None))),
     ]),
 ]  # fmt: skip
 HEAD = """# Findings
@@ -60,7 +66,7 @@ the lab is about an eight-layer model in a built-in world, not about the papers'
 def text():
     """The whole file, over the profiles that have all their results."""
     folders = sorted(path for path in FIGURES.iterdir() if path.is_dir() and path.name not in LEFT_OUT)
-    names = {"mgsm", "mgsm_maximum", "parameter_change", "change_by_third", "held_out_loss"}
+    names = {"mgsm", "mgsm_maximum", "selection", "parameter_change", "change_by_third", "held_out_loss"}
     names |= {claim[1] for _, claims in CLAIMS for claim in claims}
     whole = [each for each in folders if all((each / f"{name}.csv").is_file() for name in names)]
     return "\n".join([HEAD, *(line for folder in whole for line in section(folder))]) + "\n"
@@ -77,10 +83,10 @@ def section(folder):
         yield "| claim | difference (95 % interval) | n | verdict | the paper |"
         yield "| --- | --- | --- | --- | --- |"
         for claim in claims:
-            found = result(folder, *claim[1:5])
-            if found is not None:
-                yield line(claim[0], found, *claim[4:])
+            for found in results(folder, *claim[1:5]):
+                yield line(claim[0].format(found.condition), found, *claim[4:])
         yield ""
+    yield f"Chosen on validation problems: {chosen(folder)}.\n"
     yield f"Learned by the experts, loss on held-out text against the base: {learned(folder)}.\n"
     yield f"Where the experts moved: {moved(folder)}.\n"
 
@@ -90,32 +96,33 @@ def rows(folder, name):
     return pd.read_csv(folder / f"{name}.csv")
 
 
-def result(folder, name, condition, reference, unit):
-    """The row of a claim, pooled if there are several languages; None if the condition was not scored."""
+def results(folder, name, condition, reference, unit):
+    """The rows of a claim, pooled if there are several languages; none if the condition was not scored."""
     table = rows(folder, name)
     if "{" in condition:
         condition = condition.format(least=table.width.min(), most=table.width.max())
     if "measure" in table:
         table = table[table.measure.str.startswith("exact" if unit is POINTS else "answer")]
-    kept = (table.condition == condition) & (table.reference.fillna("") == reference if reference else True)
+    named = table.condition.str.startswith(condition[:-1]) if condition.endswith("*") else table.condition == condition
+    kept = named & (table.reference == reference if reference else True)
     last = table[kept & table.language.isin(["pooled"] if (table.language == "pooled").any() else table.language)]
-    return last.iloc[0] if len(last) else None
+    return list(last.itertuples())
 
 
 def line(claim, row, unit, fact):
     """A claim as a row of the table."""
     name, factor, digits = unit
     told = "{:+.{d}f} ({:+.{d}f}, {:+.{d}f}) {}".format(
-        *(factor * row[each] for each in ("difference", "low", "high")), name, d=digits
+        *(factor * each for each in (row.difference, row.low, row.high)), name, d=digits
     )
     clear = row.p_holm < 0.05
     sign = int(clear) * (1 if row.difference > 0 else -1)
-    verdict = (
-        f"clear (p {row.p_holm:.1g})" if clear else f"not clear; {factor * row.detectable:.{digits}f} would have shown"
-    )
+    verdict = f"clear (p {row.p_holm:.1g})" if clear else "not clear"
+    if not clear and row.detectable == row.detectable:
+        verdict += f"; {factor * row.detectable:.{digits}f} would have shown"
     paper = ""
     if fact:
-        paper = f"{'agrees' if sign in fact[0] else 'does not agree' if clear else 'not shown'}: {fact[1]}"
+        paper = f"{fact[0][sign + 1]}: {fact[1]}"
     return f"| {claim} | {told} | {row.n} | {verdict} | {paper} |"
 
 
@@ -126,9 +133,17 @@ def learned(folder):
     return "; ".join(told)
 
 
+def chosen(folder):
+    """The language weights that were chosen, layer by layer."""
+    table = rows(folder, "selection").dropna(subset="language_weights").iloc[1:]
+    told = (f"{row.condition} {row.language_weights}, outside {row.outside:g}" for row in table.itertuples())
+    return "; ".join(told) or "nothing"
+
+
 def moved(folder):
     """The shares of change in thirds, and whether they agree with the paper's account."""
-    means = rows(folder, "change_by_third").groupby(["expert", "third"], sort=False).share.mean().unstack()
+    table = rows(folder, "change_by_third")
+    means = table.groupby(["expert", "third"], sort=False).share.mean().unstack()
     told = "; ".join(
         f"{name} {', '.join(f'{third} {share:.2f}' for third, share in part.items())}"
         for name, part in means.iterrows()
@@ -139,7 +154,7 @@ def moved(folder):
     return (
         f"{told} (shares of the absolute change). The papers say that math moves the middle most and language the ends"
         f" (B), {verdict} in so far as {'every' if agrees else 'not every'} language expert puts a smaller share than"
-        " the math expert in the middle"
+        f" the math expert in the middle ({table.seed.nunique()} seed(s); not tested here)"
     )
 
 

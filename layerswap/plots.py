@@ -25,7 +25,20 @@ ROLE = {
 ROLE |= dict.fromkeys(("soup", "task arithmetic", "TIES"), ROLE["other merge"])
 ROLE |= dict.fromkeys(("joint SFT", "freeze in training", "revert after training"), ROLE["other training"])
 ROLE |= dict.fromkeys(("only bottom", "widths chosen", "searched weights"), ROLE["other swap"])
-LANGUAGE = {"en": "English", "sw": "Swahili", "te": "Telugu", "bn": "Bengali", "ja": "Japanese", "pooled": "pooled"}
+LANGUAGE = {
+    "en": "English",
+    "sw": "Swahili",
+    "te": "Telugu",
+    "bn": "Bengali",
+    "ja": "Japanese",
+    "de": "German",
+    "es": "Spanish",
+    "fr": "French",
+    "ru": "Russian",
+    "th": "Thai",
+    "zh": "Chinese",
+    "pooled": "pooled",
+}
 FONTS = (
     ("justmytype_intl_south_asia", "fonts/ofl/notosansbengali/NotoSansBengali[wdth,wght].ttf"),
     ("justmytype_intl_south_asia", "fonts/ofl/notosanstelugu/NotoSansTelugu[wdth,wght].ttf"),

@@ -101,11 +101,15 @@ def contrast(frame, name, weights, column="correct", pooled=True):
     (2012) with the exact McNemar test. Languages share problems, so the pooled row takes each problem's mean.
     """
     values = grids(frame, weights, column)
-    exact = column == "correct" and sorted(weights.values()) == [-1, 1]
-    rows = [_row(code, delta, delta.size, exact and delta.shape[:2] == (1, 1)) for code, delta in values.items()]
+    binary = column == "correct" and sorted(weights.values()) == [-1, 1]
+    rows = [
+        _row(code, delta, delta.size, binary, binary and delta.shape[:2] == (1, 1)) for code, delta in values.items()
+    ]
     if pooled and len(values) > 1:
+        if frame[frame.condition.isin(list(weights))].groupby("language").id.agg(frozenset).nunique() > 1:
+            raise UserError(f"{name}: the languages were scored on different problems, which cannot be pooled")
         stacked = np.stack(list(values.values()))  # [languages, math seeds, language seeds, problems]
-        rows.append(_row("pooled", stacked.mean(axis=0), stacked.size, False))
+        rows.append(_row("pooled", stacked.mean(axis=0), stacked.size, binary))
         rows[-1] |= {"b": int((stacked > 0).sum()), "c": int((stacked < 0).sum())}
     return pd.DataFrame([{"condition": name, **row} for row in rows])
 
@@ -132,19 +136,27 @@ def holm(table):
     return table
 
 
-def _row(language, delta, n, exact):
-    """The row of ``contrast`` of one language, from its values [math seeds, language seeds, problems]."""
+def _row(language, delta, n, binary, exact=False):
+    """The row of ``contrast`` of one language, from its values [math seeds, language seeds, problems].
+
+    exact: by counts of problems instead of Student's. Where all problems agree there is no variance to go by: then
+    ``binary`` values go by counts too, and others have no interval.
+    """
     mean, error, free = crossed(delta)
     b, c = int((delta > 0).sum()), int((delta < 0).sum())
-    if exact:
-        low, high = bonett_price(n, b, c)
-        p = float(mcnemar([[0, b], [c, 0]], exact=True).pvalue)
-    else:
+    if exact or (binary and not error > 0):
+        problems = delta.mean(axis=(0, 1))  # [problems]
+        above, below = int((problems > 0).sum()), int((problems < 0).sum())
+        low, high = bonett_price(len(problems), above, below)
+        p = float(mcnemar([[0, above], [below, 0]], exact=True).pvalue)
+    elif error > 0:
         half = t.ppf(0.975, free) * error
-        low, high = mean - half, mean + half
-        p = float(2 * t.sf(abs(mean) / error, free)) if error else float(mean == 0)
+        low, high, p = mean - half, mean + half, float(2 * t.sf(abs(mean) / error, free))
+    else:
+        low = high = nan
+        p = 1.0
     return {"language": language, "n": n, "difference": mean, "low": low, "high": high, "b": b, "c": c, "p": p,
-            "detectable": POWER * error}  # fmt: skip
+            "detectable": POWER * error if error > 0 else nan}  # fmt: skip
 
 
 def bonett_price(n, b, c):
@@ -158,14 +170,17 @@ def bonett_price(n, b, c):
 def accuracy(frame, by):
     """Exact match of each group: columns k (correct), n, accuracy, low, high.
 
-    The interval is Wilson's; with several pairs of experts, which answer the same problems, Student's (``crossed``).
+    The interval is Wilson's; with several pairs of experts, which answer the same problems, Student's (``crossed``), at
+    least as wide as Wilson's of so many problems.
     """
     table = frame.groupby(by, sort=False).correct.agg(k="sum", n="size").reset_index()
     table["accuracy"] = table.k / table.n
     table["low"], table["high"] = proportion_confint(table.k, table.n, method="wilson")
     if set(SEEDS) <= set(frame) and len(frame[SEEDS].drop_duplicates()) > 1:
         crossings = mean(frame.assign(correct=frame.correct.astype(float)), "correct", by)
-        table[["low", "high"]] = crossings[["low", "high"]].clip(0, 1)
+        n_pairs = len(frame[SEEDS].drop_duplicates())
+        low, high = proportion_confint(table.k / n_pairs, table.n / n_pairs, method="wilson")
+        table["low"], table["high"] = np.fmax(np.fmin(crossings.low, low), 0), np.fmin(np.fmax(crossings.high, high), 1)
     return table
 
 
@@ -184,9 +199,9 @@ def mean(frame, column, by):
 def best_pair(frame, by, draws=1000):
     """The best pair's exact match in each group: columns pairs, maximum, low, high.
 
-    As papers report a maximum over pairs. The pair was chosen on these very problems, so it flatters, the more so the
-    more pairs there are; the interval (percentiles of a bootstrap over problems, the best pair chosen anew each time)
-    shows the noise and not that bias.
+    As the paper is said to report (a reader's account). The pair was chosen on these very problems, so it flatters, the
+    more so the more pairs there are; the interval (percentiles of a bootstrap over problems, the best pair chosen anew
+    each time) shows the noise and not that bias.
     """
     rng, rows = np.random.default_rng(0), []
     for key, part in frame.groupby(by, sort=False):

@@ -49,6 +49,15 @@ def test_pairs_that_are_not_there(pairs):
         estimate.answers(settings, 8)
 
 
+def test_validation_problems_that_are_tested():
+    settings = nb.settings(nb.House(), "llama31-8b")
+    settings["05_mgsm"]["n_problems"] = 250
+    with pytest.raises(UserError, match="05_mgsm: n_problems is above 200, but MGSM's last 50 are its validation"):
+        estimate.lines("x", settings)
+    settings["05_mgsm"]["n_validation"] = 0
+    assert estimate.lines("x", settings)
+
+
 def test_baselines_cost_too():
     settings = nb.settings(nb.House(), "lab")
     text = "\n".join(estimate.lines("lab", settings))

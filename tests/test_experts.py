@@ -122,16 +122,20 @@ def test_a_side_that_is_not_there(many, role, language, message):
 
 
 def test_validation_and_test_problems_are_disjoint(index, tmp_path, monkeypatch):
-    experts.check_disjoint(index, ["sw", "te"], 100, 320)
+    experts.check_disjoint(index, ["sw", "te"], 100, "test", 320)
     folder = tmp_path / "data" / "mgsm"
     folder.mkdir(parents=True)
     (folder / "mgsm_sw.tsv").write_text("".join(f"question {i}\t{i}\n" for i in range(250)))
     monkeypatch.setenv("LAYERSWAP_DATA", str(folder.parent))
     local = index | {"source": "local"}
-    experts.check_disjoint(local, ["sw"], 50, 200)
+    experts.check_disjoint(local, ["sw"], 50, "test", 200)
     assert [each.number for each in mgsm.load("local", "sw", "validation", 2)] == [200, 201]
     with pytest.raises(UserError, match="1 of 50 validation problems in sw are also tested, such as mgsm-200"):
-        experts.check_disjoint(local, ["sw"], 50, 201)
+        experts.check_disjoint(local, ["sw"], 50, "test", 201)
+    with pytest.raises(UserError, match="5 of 5 validation problems in sw are also tested"):
+        experts.check_disjoint(local, ["sw"], 5, "validation", 10)
+    with pytest.raises(UserError, match="n_validation is 51, but sw has 50 validation problems"):
+        experts.check_disjoint(local, ["sw"], 51, "test", 10)
 
 
 def by_hand(folder, prompt, completion):

@@ -81,7 +81,7 @@ def test_a_changed_result_changes_the_findings(tmp_path, monkeypatch):
     changed = [line for line in findings.text().splitlines() if line not in before.splitlines()]
     assert len(changed) == 1 and re.match(
         r"\| layer swap, against the math expert \| -1.2 \(-2.0, -0.1\) points \| 1280 \| clear \(p 0.01\)"
-        r" \| does not agree: merged models beat", changed[0]
+        r" \| does not agree: merged models beat the experts", changed[0]
     )  # fmt: skip
     path.unlink()
     assert "Profile lab" not in findings.text(), "a profile without all its results is left out"

@@ -188,8 +188,8 @@ def null(rng, shape):
         answers = [np.where(rng.random((2, *shape)) < 0.5, hard, rng.random((2, *shape))) < 0.5 for _ in range(2)]
         deltas = answers[0].astype(float) - answers[1]  # [languages, math seeds, language seeds, problems]
         for code, delta in zip(("sw", "te"), deltas, strict=True):
-            rows.append(stats._row(code, delta, delta.size, shape[:2] == (1, 1)))
-        rows.append(stats._row("pooled", deltas.mean(axis=0), deltas.size, False))
+            rows.append(stats._row(code, delta, delta.size, True, shape[:2] == (1, 1)))
+        rows.append(stats._row("pooled", deltas.mean(axis=0), deltas.size, True))
     return pd.DataFrame(rows)
 
 
@@ -212,6 +212,30 @@ def test_detectable_is_what_is_found_four_times_in_five():
         found += row["p"] < 0.05
     assert abs(found / 1000 - 0.8) < 0.04
     assert row["detectable"] == pytest.approx(effect, rel=0.2)
+
+
+def test_no_variance_is_no_certainty():
+    """Three problems that all say the same: counts decide, and what could have been shown is not known."""
+    ones, zeros = {"a": [1, 1, 1], "b": [0, 0, 0]}, {"a": [0, 0, 0], "b": [0, 0, 0]}
+    for answers, p in ((ones, 0.25), (zeros, 1.0)):
+        table = stats.paired(frame({(c, code): v for c, v in answers.items() for code in ("sw", "te")}), ["a"], "b")
+        assert list(table.p) == [p] * 3 and (table.low < 0).all() and (table.high > 0).all()
+        assert table.detectable.isna().all()
+    many = results(np.random.default_rng(0), {"a": 1.1, "b": 1.1}, ["sw"], (2, 2, 10))
+    row = stats.accuracy(many, ["condition", "language"]).iloc[0]
+    assert row.accuracy == row.high == 1 and row.low == pytest.approx(
+        binomtest(10, 10).proportion_ci(method="wilson").low
+    )
+    loss = stats.contrast(many.assign(loss=1.0), "same", {"a": 1, "b": -1}, "loss").iloc[0]
+    assert loss.p == 1 and np.isnan(loss.low)
+
+
+def test_languages_that_cannot_be_pooled():
+    data = frame({("a", "sw"): [1, 0], ("b", "sw"): [0, 0], ("a", "te"): [1, 0], ("b", "te"): [0, 0]})
+    data.loc[data.language == "te", "id"] += 1
+    with pytest.raises(UserError, match="a: the languages were scored on different problems"):
+        stats.paired(data, ["a"], "b")
+    assert len(stats.paired(data, ["a"], "b", pooled=False)) == 2
 
 
 def test_best_pair_is_the_maximum():
