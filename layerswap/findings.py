@@ -117,7 +117,7 @@ def line(claim, row, unit, fact):
     )
     clear = row.p_holm < 0.05
     sign = int(clear) * (1 if row.difference > 0 else -1)
-    verdict = f"clear (p {row.p_holm:.1g})" if clear else "not clear"
+    verdict = f"clear (p {row.p_holm:.2g})" if clear else "not clear"
     if not clear and row.detectable == row.detectable:
         verdict += f"; {factor * row.detectable:.{digits}f} would have shown"
     paper = ""

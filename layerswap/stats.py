@@ -20,7 +20,6 @@ from statsmodels.stats.proportion import proportion_confint
 from layerswap.paths import UserError
 
 SEEDS = ["math_seed", "language_seed"]
-POWER = norm.ppf(0.975) + norm.ppf(0.8)  # standard errors that a difference must have to be found 4 times in 5
 
 
 def check_complete(frame, conditions, languages, n_pairs, n_problems):
@@ -156,7 +155,12 @@ def _row(language, delta, n, binary, exact=False):
         low = high = nan
         p = 1.0
     return {"language": language, "n": n, "difference": mean, "low": low, "high": high, "b": b, "c": c, "p": p,
-            "detectable": POWER * error if error > 0 else nan}  # fmt: skip
+            "detectable": detectable(error, free)}  # fmt: skip
+
+
+def detectable(error, free):
+    """The true difference that is found 4 times in 5 at p < 0.05, of a standard error with these degrees of freedom."""
+    return (t.ppf(0.975, free) + t.ppf(0.8, free)) * error if error > 0 else nan
 
 
 def bonett_price(n, b, c):

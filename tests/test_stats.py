@@ -206,7 +206,7 @@ def test_the_labs_sample_shows_five_points(monkeypatch):
 def test_detectable_is_what_is_found_four_times_in_five():
     rng, n = np.random.default_rng(8), 400
     spread, found = 0.5, 0
-    effect = stats.POWER * spread / np.sqrt(n)
+    effect = stats.detectable(spread / np.sqrt(n), n - 1)
     for _ in range(1000):
         row = stats._row("sw", rng.normal(effect, spread, (1, 1, n)), n, False)
         found += row["p"] < 0.05
