@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoTokenizer
 
 from layerswap import checkpoint, evaluate, mgsm, sources
 from layerswap.generate import nll
 from layerswap.paths import BUILD, ROOT, UserError, atomic_file, digest
 from layerswap.provenance import reading_digest
-from layerswap.resident import Resident
+from layerswap.resident import Resident, load_tokenizer
 from layerswap.resident import load as load_model
 
 # Conditions whose two sides are not the math and the language expert: what stands for the one, and for the other.
@@ -144,7 +143,7 @@ def score(
     condition that was scored before costs nothing. Columns as in ``evaluate.evaluate``, and math_seed, language_seed.
     """
     index, store = load(profile), evaluate.Store(BUILD / profile / "answers.jsonl")
-    tokenizer, reading = cache(AutoTokenizer.from_pretrained), cache(reading_digest)
+    tokenizer, reading = cache(load_tokenizer), cache(reading_digest)
     asked = {code: problems(index, code, split, n_problems) for code in languages}
     shots = {code: mgsm.exemplars(index["source"], code, exemplars, style) for code in languages}
     frames = []
@@ -185,7 +184,7 @@ def losses(index, rows, device="cpu", dtype="float32"):
         code, role = ("en", "math expert") if name == "math" else (name, "language expert")
         for condition, folder in (("base", index["base"]), (role, pair(index, code)[name != "math"])):
             model = load_model(folder, getattr(torch, dtype)).to(device)
-            frames.append(measured(model, AutoTokenizer.from_pretrained(folder), held, condition, code))
+            frames.append(measured(model, load_tokenizer(folder), held, condition, code))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -204,7 +203,7 @@ def solution_losses(profile, plans, *, languages, style, exemplars, device="cpu"
             others = [*solved[:i], *solved[i + 1 :]][:exemplars]
             rows.append({"prompt": mgsm.prompt(each, others, style), "completion": f" {each.answer}"})
         for two, some in residents(index, plans, code, 0, 0, device, dtype):
-            tokenizer = AutoTokenizer.from_pretrained(two.folders["math"])
+            tokenizer = load_tokenizer(two.folders["math"])
             frames += [measured(two.apply(each), tokenizer, rows, each.name, code) for each in some]
     return in_order(frames, plans)
 

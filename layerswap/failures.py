@@ -1,12 +1,11 @@
 """Where an answer goes wrong: its equations, its operations, its language, or words that its base had never met."""
 
-import json
 import operator
 import re
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 
-from layerswap import mgsm
+from layerswap import mgsm, sources
 from layerswap.paths import UserError, data_folder
 
 # What an answer is, the first that holds (``kind``).
@@ -87,9 +86,8 @@ def gsm8k_solutions(problems):
 def gsm8k_test():
     """The solutions of GSM8K's test set; none without its file."""
     try:
-        path = data_folder() / "gsm8k" / "test.jsonl"
-        return [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (UserError, OSError, ValueError, KeyError):
+        return [row["answer"] for row in sources.read(data_folder() / "gsm8k" / "test.jsonl")]
+    except (UserError, KeyError):
         return []
 
 

@@ -91,7 +91,7 @@ FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 STYLES = ("lab", "native_cot", "en_cot", "direct", "chat")
 # Sources below LAYERSWAP_DATA: MGSM as published, and its corrected translations (MGSM-Rev2, arXiv 2511.05162).
 FOLDERS = {"local": "mgsm", "rev2": "mgsm_rev2"}
-VALIDATION = 50
+VALIDATION = 50  # problems, the last of MGSM's 250: it has no validation split
 DECIMAL_COMMA = ("de", "es", "fr", "ru")
 SPACES = " '\u00a0\u2009\u202f"
 DIGITS = r"\d+(?:[.,\u00a0\u2009\u202f' ]\d+)*|(?<![^\s$€£¥₹(])\.\d+"
