@@ -104,7 +104,8 @@ def kind(answer, problem, signs, source):
     """The first of KINDS that holds of an answer (a row of ``evaluate.evaluate``), as a rule and not a judgement.
 
     arithmetic: an equation in it is false. unknown word: the question has one. wrong operation: its equations have
-    other signs than the solution's, ``signs`` (None: unknown). other: say, wrong numbers in true equations.
+    other signs than the solution's, ``signs`` (None: unknown). other: say, wrong numbers in true equations, or no
+    equation at all.
     """
     written = equations(answer.text)
     for name, is_so in (
@@ -114,7 +115,7 @@ def kind(answer, problem, signs, source):
         ("wrong language", answer.wrong_language),
         ("arithmetic", not all(holds(*each) for each in written)),
         ("unknown word", unknown(source, problem)),
-        ("wrong operation", bool(signs) and sorted("".join(s for _, s, _ in written)) != sorted(signs)),
+        ("wrong operation", bool(signs and written) and sorted("".join(s for _, s, _ in written)) != sorted(signs)),
     ):
         if is_so:
             return name

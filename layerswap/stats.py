@@ -43,7 +43,8 @@ def crossed(values):
     The three factors are crossed and taken as drawn at random; one with a single level is fixed. The variance of the
     grand mean is the sum of all mean squares, those of even interactions taken off (analysis of variance of balanced
     crossed random effects; Searle, Casella and McCulloch, 1992), at least what the problems alone give; degrees of
-    freedom after Satterthwaite.
+    freedom after Satterthwaite, at least those of the smallest factor: with mean squares taken off they could fall
+    below it, to intervals wider than any outcome.
     """
     factors = [axis for axis, levels in enumerate(values.shape) if levels > 1]
     mean, squares = values.mean(), {}
@@ -62,7 +63,7 @@ def crossed(values):
     if variance <= alone or len(factors) == 1:
         return mean, sqrt(alone / values.size), free
     satterthwaite = variance**2 / sum(square**2 / free for square, free in squares.values())
-    return mean, sqrt(variance / values.size), satterthwaite
+    return mean, sqrt(variance / values.size), max(satterthwaite, min(free for _, free in squares.values()))
 
 
 def grids(frame, weights, column):
@@ -94,7 +95,8 @@ def contrast(frame, name, weights, column="correct", pooled=True):
 
     weights: condition -> factor, such as {"both": 1, "only top": -1, "only bottom": -1, "neither": 1}. Columns:
     condition (``name``), language, n (answers), difference with low and high, b and c (answers above and below zero),
-    p, detectable (the smallest true difference that this sample would have shown 4 times in 5, at p < 0.05).
+    p, detectable (the smallest true difference that this sample would have shown 4 times in 5, at p < 0.05 before any
+    correction).
 
     The interval is Student's (``crossed``); for two conditions' exact match with one pair, that of Bonett and Price
     (2012) with the exact McNemar test. Languages share problems, so the pooled row takes each problem's mean.

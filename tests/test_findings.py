@@ -16,7 +16,8 @@ METHODS = [
     "task arithmetic", "TIES", "layer swap", "transition removed", "only bottom", "widths chosen", "searched weights",
 ]  # fmt: skip
 WIDTHS = [f"{side}, width {t}" for side in ("bottom", "top", "both") for t in (1, 2, 3)]
-CONTROLS = ["both", "middle layers", *(f"random layers, draw {seed}" for seed in (1, 4, 6)), "roles reversed"]
+DRAWS = [f"random layers, draw {seed}" for seed in (1, 4, 5, 6, 7, 9, 10)]
+CONTROLS = ["middle layers", *DRAWS, "roles reversed"]
 MEASURES = ["exact match", "answer loss, nats a token"]
 # Result file of the lab -> (conditions, whether it is pooled too, measures).
 TABLES = {
@@ -24,18 +25,21 @@ TABLES = {
     "mgsm_maximum": (METHODS, False, None),
     "mgsm_paired": ([name for name in METHODS if name != "math expert"], True, None),
     "mgsm_soup": ([name for name in METHODS if name != "soup"], True, None),
+    "mgsm_chosen": (["layer swap", "transition removed", "only bottom", "searched weights"], True, None),
     "answer_nll": ([name for name in METHODS if name != "math expert"], True, None),
     "solution_nll": ([name for name in METHODS if name != "math expert"], True, None),
     "transition_removed": (["transition removed"], True, MEASURES),
     "transition_width": (WIDTHS, True, None),
-    "transition_weight": (["weight 0.25", "transition kept", "weight 0.75"], True, None),
+    "transition_weight": (["weight 0.25", "transition kept", "weight 0.75", "weight 1"], True, None),
     "outside": (
         [f"{zone}: outside {side} - average" for zone in ("kept", "removed") for side in ("math", "language")]
         + [f"removed - kept, outside {side}" for side in ("math", "average", "language")], True, None,
     ),
     "top_bottom": (["both", "only bottom", "only top", "interaction"], True, MEASURES),
-    "controls": (CONTROLS, True, None),
+    "controls": (["both", *CONTROLS], True, None),
+    "both_controls": ([*CONTROLS, "mean of the random draws"], True, None),
     "width_map": ([f"{b},{u}" for b in range(4) for u in range(4)], False, None),
+    "width_paired": ([f"{b} bottom, {u} top" for b in range(4) for u in range(4) if (b, u) != (1, 1)], True, None),
     "single_layers": ([*map(str, range(8)), "outside"], False, ["exact match", "answer loss"]),
 }  # fmt: skip
 

@@ -109,11 +109,27 @@ def covered(rng, runs, shape, **parts):
         ((3, 3, 250), {"seeds": 0.05, "pair": 0.02}),
         ((3, 3, 250), {"seeds": 0.01, "pair": 0.01}),
         ((3, 3, 250), {}),
+        ((3, 3, 25), {"seeds": 0.05}),
         ((4, 4, 100), {"seeds": 0.05}),
     ],
 )
 def test_the_crossed_interval_covers(shape, parts):
     assert 0.93 <= covered(np.random.default_rng(0), 1500, shape, **parts) <= 0.97
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1])
+def test_the_crossed_interval_of_few_differing_answers_covers(rate):
+    """Nine pairs whose answers seldom differ: no fewer degrees of freedom than seeds give, no bounds beyond one."""
+    rng, hits, runs = np.random.default_rng(0), 0, 1000
+    for _ in range(runs):
+        lean = np.clip(rng.normal(0, 0.3, (3, 1, 1)) + rng.normal(0, 0.3, (1, 3, 1)), -1, 1)  # of a pair, to one side
+        hard = np.where(rng.random((3, 3, 60)) < 0.5, rng.random((1, 1, 60)), rng.random((3, 3, 60)))
+        values = (hard < rate) * np.where(rng.random((3, 3, 60)) < (1 + lean) / 2, 1.0, -1.0)
+        mean, error, free = stats.crossed(values)
+        half = t.ppf(0.975, free) * error
+        assert free >= 2 and abs(mean) + half <= 1
+        hits += abs(mean) <= half
+    assert hits / runs >= 0.93
 
 
 def test_a_hierarchical_bootstrap_of_three_seeds_does_not_cover():
