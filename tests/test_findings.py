@@ -84,8 +84,15 @@ def test_a_changed_result_changes_the_findings(tmp_path, monkeypatch):
     table.to_csv(path, index=False)
     changed = [line for line in findings.text().splitlines() if line not in before.splitlines()]
     assert len(changed) == 1 and re.match(
-        r"\| layer swap, against the math expert \| -1.2 \(-2.0, -0.1\) points \| 1280 \| clear \(p 0.01\)"
-        r" \| does not agree: merged models beat the experts", changed[0]
+        r"\| \[layer swap, against the math expert\]\(figures/lab/mgsm_paired.png\) \| -1.2 \(-2.0, -0.1\) points"
+        r" \| 1280 \| clear \(p 0.01\) \| sw [0+-], te [0+-], bn [0+-], ja [0+-]"
+        r" \| does not agree: merged models beat the experts",
+        changed[0],
     )  # fmt: skip
     path.unlink()
-    assert "Profile lab" not in findings.text(), "a profile without all its results is left out"
+    assert "## Profile lab" not in findings.text() and "Profile lab is left out" in findings.text()
+
+
+def test_every_figure_that_is_linked_is_there():
+    linked = set(re.findall(r"\((figures/[^)]*)\)", findings.text()))
+    assert len(linked) > 10 and all((ROOT / each).is_file() for each in linked)
