@@ -51,6 +51,8 @@ CLAIMS = [
             ("revert after training", None), ("soup", None), ("task arithmetic", None), ("TIES", None),
             ("layer swap", EXPERTS), ("transition removed", None), ("only bottom", None), ("widths chosen", None),
             ("searched weights", None))),
+        *((f"{name}, against the math expert: loss of the answer", "answer_nll", name, "math expert", NATS, None)
+          for name in ("soup", "TIES", "layer swap", "transition removed", "only bottom")),
         *((f"{name}, against the soup", "mgsm_soup", name, "soup", POINTS, fact) for name, fact in (
             ("layer swap", MERGES), ("transition removed", None), ("only bottom", None), ("widths chosen", None),
             ("searched weights", None))),

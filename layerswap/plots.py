@@ -140,7 +140,7 @@ def forest(table, value, xlabel, zero=False, column="language"):
     zero: mark the reference that differences are taken from. Returns the figure.
     """
     conditions, parts = list(dict.fromkeys(table.condition)), list(table.groupby(column, sort=False))
-    size = (1.6 + 1.35 * len(parts), 0.19 * len(conditions) + 0.8)
+    size = (1.6 + max(1.35 * len(parts), 2.4), 0.19 * len(conditions) + 0.8)
     figure, axes = plt.subplots(1, len(parts), figsize=size, sharey=True, sharex=True, squeeze=False)
     for axis, (name, part) in zip(axes[0], parts, strict=True):
         part = part.set_index("condition").reindex(conditions)
