@@ -12,9 +12,10 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from layerswap import lab
+from layerswap import lab, nb
 from layerswap.paths import LAB, ROOT
 
+HOUSE = nb.House()
 PROFILE = {
     "all": {"base": "tall", "languages": ["sw"], "n_problems": 3, "max_new_tokens": 4, "eval_dtype": "bfloat16"},
     "01_experts": {
@@ -62,7 +63,8 @@ def test_all_notebooks_on_a_model_built_like_llama_31_8b(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         assert tuple(line.split()[-1] for line in done.stdout.splitlines()) == expected
     figures, build = tmp_path / "figures" / "tall", tmp_path / "build"
-    assert len(list(figures.glob("*.png"))) == 24
+    declared = [each for name in HOUSE.names() for each in nb.metadata(HOUSE, name)["writes"]]
+    assert sorted(file.stem for file in figures.glob("*.png")) == sorted(declared)
     folded = [file.parent.name for file in (build / "models").glob("*/model.safetensors.index.json")]
     assert {name.rpartition("-")[0] for name in folded} == {
         f"{kind}{name}-{seed}"
