@@ -22,9 +22,7 @@ CLAIMS = [
     ("The transition zone", [
         ("transition removed, against kept", "transition_removed", REMOVED, KEPT, POINTS, MORE),
         ("transition removed, against kept: loss of the answer", "transition_removed", REMOVED, KEPT, NATS, LESS),
-        ("zone ({}), against removed", "transition_width", "bottom, width *", REMOVED, POINTS, LESS),
-        ("zone ({}), against removed", "transition_width", "top, width *", REMOVED, POINTS, LESS),
-        ("zone ({}), against removed", "transition_width", "both, width *", REMOVED, POINTS, LESS),
+        ("zone ({}), against removed", "transition_width", "*", REMOVED, POINTS, LESS),
         ("zone of {}, against removed", "transition_weight", "weight *", REMOVED, POINTS, LESS),
         ("outside from the math expert, against the average (zone removed)", "outside",
          "removed: outside math - average", "", POINTS, None),

@@ -182,9 +182,9 @@ def accuracy(frame, by):
     table = frame.groupby(by, sort=False).correct.agg(k="sum", n="size").reset_index()
     table["accuracy"] = table.k / table.n
     table["low"], table["high"] = proportion_confint(table.k, table.n, method="wilson")
-    if set(SEEDS) <= set(frame) and len(frame[SEEDS].drop_duplicates()) > 1:
+    n_pairs = len(frame[SEEDS].drop_duplicates()) if set(SEEDS) <= set(frame) else 1
+    if n_pairs > 1:
         crossings = mean(frame.assign(correct=frame.correct.astype(float)), "correct", by)
-        n_pairs = len(frame[SEEDS].drop_duplicates())
         low, high = proportion_confint(table.k / n_pairs, table.n / n_pairs, method="wilson")
         table["low"], table["high"] = np.fmax(np.fmin(crossings.low, low), 0), np.fmin(np.fmax(crossings.high, high), 1)
     return table
