@@ -1,25 +1,35 @@
-# make all: five notebooks into figures/$(PROFILE). Whether a notebook runs again is decided by content (layerswap/nb.py),
-# not by file times; this file knows only the order.
+# make all: five notebooks into figures/$(PROFILE). Whether a notebook runs again is decided by content
+# (layerswap/run/notebooks.py), not by file times; this file knows only the order.
 PROFILE   ?= lab
 PYTHON    ?= python3
 PY        := .venv/bin/python
 NOTEBOOKS := 01_experts 02_swap 03_transition 04_top_bottom 05_mgsm
-RUN        = $(PY) -m layerswap.nb run --profile $(PROFILE)
+RUN        = $(PY) -m layerswap.run run --profile $(PROFILE)
 READY     := .venv/.ready
 
-.PHONY: all plan test lab notebooks base lock clean help $(NOTEBOOKS)
+.PHONY: all cost plan check test lab notebooks base lock clean help $(NOTEBOOKS)
 .DEFAULT_GOAL := help
 
 all: $(NOTEBOOKS)  ## run what changed of the five notebooks into figures/$(PROFILE) (PROFILE=lab), and FINDINGS.md
-	@$(PY) -m layerswap.findings
+	@$(PY) -m layerswap.run report
 02_swap 03_transition 04_top_bottom 05_mgsm: 01_experts
 $(NOTEBOOKS): $(READY)
 	@$(RUN) $@
 
-plan: $(READY)  ## what `make all` of a profile would load, train, merge and evaluate, and its cost (runs nothing)
-	@$(PY) -m layerswap.nb plan --profile $(PROFILE)
+cost: $(READY)  ## what `make all` of a profile would load, train, merge and evaluate, and its cost (runs nothing)
+	@$(PY) -m layerswap.run cost --profile $(PROFILE)
 
-test: $(READY)  ## lint, unit tests, notebook guards, nbval
+plan:
+	$(error `make plan` is called `make cost` now: make cost PROFILE=$(PROFILE))
+
+check: $(READY)  ## lint, format, types, direction of imports, fast tests: under a minute, for every commit
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-logo
+	@$(PY) -m pytest -q -m fast tests
+
+test: $(READY)  ## everything: lint, all unit tests, notebook guards, nbval
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -q tests
@@ -29,10 +39,10 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
 notebooks: $(READY)  ## execute the notebooks in place with their ci defaults and clean them
-	$(PY) -m layerswap.nb notebooks
+	$(PY) -m layerswap.run refresh
 
-base: $(READY)  ## train the lab's base checkpoint anew (remove layerswap/lab_data/base first)
-	$(PY) -m layerswap.pretrain
+base: $(READY)  ## train the lab's base checkpoint anew (remove layerswap/lab/data/base first)
+	$(PY) -m layerswap.lab.pretrain
 
 lock: $(READY)  ## write requirements.lock from what .venv holds
 	$(PY) -m pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+cpu/\1/' > requirements.lock

@@ -11,15 +11,14 @@ import time
 
 import measure
 import torch
-from merge import fresh, pair
+from merge import new_folder, random_experts
 from transformers import AutoModelForCausalLM
 
-from layerswap.merge import merge
-from layerswap.plan import layer_swap
-from layerswap.resident import Resident
+from layerswap.merging import ExpertPair, layer_swap, merge
 
 
 def seconds(call, device):
+    """(wall seconds of a call, its result)."""
     started = time.perf_counter()
     result = call()
     if device != "cpu":
@@ -33,16 +32,19 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=20)
     options = parser.parse_args()
-    math, language = pair(options.layers)
-    plans = [layer_swap(options.layers, 4, 2, 2, 2, outside=0), layer_swap(options.layers, 8, 6, outside=1),
-             layer_swap(options.layers, 0, 6, 0, 2, outside=0.5)]  # fmt: skip
+    math, language = random_experts(options.layers)
+    plans = [
+        layer_swap(options.layers, 4, 2, 2, 2, non_layer_weight=0),
+        layer_swap(options.layers, 8, 6, non_layer_weight=1),
+        layer_swap(options.layers, 0, 6, 0, 2, non_layer_weight=0.5),
+    ]
     tokens = torch.arange(32, device=options.device)[None]  # [1, length]
-    alias, static = (Resident(math, language, device=options.device, dtype=torch.bfloat16, static=static)
+    alias, static = (ExpertPair(math, language, device=options.device, dtype=torch.bfloat16, static=static)
                      for static in (False, True))  # fmt: skip
     first = {}
     for plan in plans:
         first[plan.name], model = seconds(lambda plan=plan: alias.apply(plan), options.device)
-        out = fresh("in-memory")
+        out = new_folder("in-memory")
         written, _ = seconds(lambda plan=plan, out=out: merge(math, language, plan, out), options.device)
         loaded, from_file = seconds(
             lambda out=out: AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).to(options.device).eval(),
@@ -55,10 +57,10 @@ def main():
         print(f"{plan.name}: logits equal; merge on disk {written:.2f} s + load {loaded:.2f} s; "
               f"first time in memory {first[plan.name]:.2f} s")  # fmt: skip
     times = {"alias": [], "copy": []}
-    for _ in range(options.runs):  # both ways change between the same two plans, transition computed before
+    for _ in range(options.runs):  # both ways change between the same two plans, their transition zones computed before
         for plan in plans[:2]:
-            for name, resident in (("alias", alias), ("copy", static)):
-                times[name].append(seconds(lambda r=resident, plan=plan: r.apply(plan), options.device)[0])
+            for name, pair in (("alias", alias), ("copy", static)):
+                times[name].append(seconds(lambda pair=pair, plan=plan: pair.apply(plan), options.device)[0])
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"{measure.machine()}, {options.device}, {options.layers} layers, {math.name}")
     print(f"plan change by alias: median {1000 * medians['alias']:.3f} ms, worst {1000 * max(times['alias']):.3f} ms")

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 
-def once(command):
-    """(wall seconds, CPU seconds, peak RSS in MB) of a command. RuntimeError, with what it said, if it fails.
+def time_command(command):
+    """(wall seconds, CPU seconds, peak RSS in MB) of a command. RuntimeError, with its output, if it fails.
 
     A small process starts and times it: a child of this one would count this one's memory as its own.
     """
@@ -21,20 +21,20 @@ def once(command):
     return [float(number) for number in done.stdout.splitlines()[-1].split()]
 
 
-def interleaved(cases, runs, before):
-    """Run each case (name -> command) once a round, ``runs`` rounds; ``before(name)`` prepares one, unmeasured.
+def interleaved(cases, n_runs, before):
+    """Run each case (name -> command) once a round, ``n_runs`` rounds; ``before(name)`` prepares one, unmeasured.
 
     Returns a frame, one row a case: median, low and high of wall seconds, median CPU seconds, largest peak RSS [MB].
     """
-    found = {name: [] for name in cases}
-    for _ in range(runs):
+    times = {name: [] for name in cases}
+    for _ in range(n_runs):
         for name, command in cases.items():
             before(name)
-            found[name].append(once(command))
+            times[name].append(time_command(command))
     import pandas as pd
 
     rows = []
-    for name, results in found.items():
+    for name, results in times.items():
         wall, cpu, rss = zip(*results, strict=True)
         rows.append({"case": name, "wall_s": statistics.median(wall), "low": min(wall), "high": max(wall),
                      "cpu_s": statistics.median(cpu), "rss_mb": max(rss)})  # fmt: skip
@@ -61,7 +61,7 @@ def warm(folder):
 
 
 def machine():
-    """One line that says what was measured on."""
+    """One line about the processor and the versions."""
     from importlib.metadata import version
 
     with open("/proc/cpuinfo") as file:

@@ -8,14 +8,15 @@ four local questions on the folder through its command line; its log likelihoods
 
 import json
 import subprocess
+import sys
 
 import measure
 import peers
 import torch
-from merge import OURS, WORK, fresh, small
+from merge import OURS, WORK, new_folder, small_models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layerswap.generate import nll
+from layerswap.evaluation.engine import nll
 
 TASK = """
 task: local
@@ -38,7 +39,7 @@ assert not any(info.values()), info
 
 
 def main():
-    math, language, _ = small("bfloat16")
+    math, language, _ = small_models("bfloat16")
     folder = WORK / "tasks"
     folder.mkdir(exist_ok=True)
     rows = [{"question": f"w{i} w{i + 3} w{2 * i}", "answer": f" w{i + 5} w{i + 1}"} for i in range(4, 8)]
@@ -46,27 +47,30 @@ def main():
     (folder / "local.yaml").write_text(TASK.replace("QUESTIONS", str(folder / "questions.jsonl")))
     print(f"{measure.machine()}, lm-eval 0.4.13")
     for name, options in (("one file", []), ("shards", ["--shard-size", "200KB"])):
-        out, results = fresh("standard"), fresh("standard-results")
-        measure.once([*OURS, "--math", math, "--language", language, "--out", out, *options])
-        said = subprocess.run([measure.sys.executable, "-c", OPEN, out], capture_output=True, text=True, check=True)
-        warned = [line for line in said.stderr.splitlines() if "arn" in line and "Loading weights" not in line]
-        assert not warned, warned
-        done = subprocess.run(
+        out, results = new_folder("standard"), new_folder("standard-results")
+        measure.time_command([*OURS, "--math", math, "--language", language, "--out", out, *options])
+        loading = subprocess.run([sys.executable, "-c", OPEN, out], capture_output=True, text=True, check=True)
+        warnings = [line for line in loading.stderr.splitlines() if "arn" in line and "Loading weights" not in line]
+        assert not warnings, warnings
+        lm_eval = subprocess.run(
             [peers.environment("lm-eval") / "lm_eval", "run", "--model", "hf", "--model_args",
              f"pretrained={out},dtype=float32", "--tasks", "local", "--include_path", folder, "--device", "cpu",
              "--batch_size", "1", "--log_samples", "--output_path", results], capture_output=True, text=True,
         )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(done.stderr[-3000:])
+        if lm_eval.returncode:
+            raise RuntimeError(lm_eval.stderr[-3000:])
         (samples,) = results.rglob("samples_local*.jsonl")
-        theirs = [json.loads(line) for line in samples.read_text().splitlines()]
-        theirs = [float(row["resps"][0][0][0]) for row in sorted(theirs, key=lambda row: row["doc_id"])]
+        records = [json.loads(line) for line in samples.read_text().splitlines()]
+        expected = [float(row["resps"][0][0][0]) for row in sorted(records, key=lambda row: row["doc_id"])]
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(out)
-        ours = nll(model, tokenizer, [row["question"] for row in rows], [row["answer"] for row in rows])
-        assert all(abs(loss.nats + other) < 1e-3 for loss, other in zip(ours, theirs, strict=True)), (ours, theirs)
+        losses = nll(model, tokenizer, [row["question"] for row in rows], [row["answer"] for row in rows])
+        assert all(abs(loss.nats + other) < 1e-3 for loss, other in zip(losses, expected, strict=True)), (
+            losses,
+            expected,
+        )
         print(f"{name}: {len(list(out.glob('*.safetensors')))} file(s), transformers without a warning, "
-              f"lm_eval --model hf: {[round(x, 3) for x in theirs]}, as ours")  # fmt: skip
+              f"lm_eval --model hf: {[round(x, 3) for x in expected]}, as ours")  # fmt: skip
 
 
 if __name__ == "__main__":

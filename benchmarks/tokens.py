@@ -14,10 +14,11 @@ import measure
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
-from layerswap import generate as kernel
-from layerswap import mgsm, sources
+from layerswap.evaluation import engine
+from layerswap.run.profiles import find_base
+from layerswap.tasks import MGSM
 
-SHAPES = (1, 1500, 4000, 16384, 1 << 20)  # tokens of a batch: one row, a few, many, all
+BATCH_TOKENS = (1, 1500, 4000, 16384, 1 << 20)  # of a batch: one row, a few, many, all
 SIZES = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
 TINY = {
     "tiny Llama": LlamaConfig, "tiny Qwen3": Qwen3Config,
@@ -29,10 +30,10 @@ TINY = {
 
 def cases(n):
     """Yield (name, model, tokenizer, prompts)."""
-    folder = sources.base("smollm2")
+    folder, task = find_base("smollm2"), MGSM("local")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    problems, shots = mgsm.load("local", "sw", limit=n), mgsm.exemplars("local", "sw", 2)
-    prompts = [mgsm.prompt(problem, shots, "native_cot") for problem in problems]
+    exemplars = task.exemplars("sw", 2)
+    prompts = [task.prompt(problem, exemplars, "native_cot") for problem in task.problems("sw", limit=n)]
     for name, config in TINY.items():
         torch.manual_seed(0)
         settings = dict(vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=0, pad_token_id=0)
@@ -50,28 +51,27 @@ def main():
     parser.add_argument("--max-new-tokens", type=int, default=32)
     options = parser.parse_args()
     print(measure.machine())
-    missed = 0
+    n_differing = 0
     for name, model, tokenizer, prompts in cases(options.prompts):
         expected = []
         for prompt in prompts:
-            given = tokenizer(prompt, return_tensors="pt")
+            inputs = tokenizer(prompt, return_tensors="pt")
             with torch.inference_mode():
-                made = model.generate(**given, max_new_tokens=options.max_new_tokens, do_sample=False)
-            tokens = made[0, given.input_ids.shape[1] :]
-            ended = tokens[-1].item() in kernel.end_tokens(model, tokenizer)
+                output = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False)
+            tokens = output[0, inputs.input_ids.shape[1] :]
+            ended = tokens[-1].item() in engine.end_tokens(model, tokenizer)
             expected.append((tokenizer.decode(tokens, skip_special_tokens=True), len(tokens) - ended, ended))
-        for shortest in (kernel.SHORTEST, 1 << 30):
-            kernel.SHORTEST, told = shortest, "no prefix held" if shortest == 1 << 30 else "prefix held once"
-            for shape in SHAPES:
-                answers = kernel.generate(model, tokenizer, prompts, options.max_new_tokens, batch_tokens=shape)
-                found = [(answer.text, answer.n_tokens, answer.stop == "eos") for answer in answers]
-                same = sum(a == b for a, b in zip(found, expected, strict=True))
-                missed += same < len(prompts)
-                print(f"{name}, {told}, batches of {shape} tokens: {same} of {len(prompts)} answers are generate's",
-                      flush=True)  # fmt: skip
-        kernel.SHORTEST = 16
-    if missed:
-        sys.exit(f"{missed} cases differ")
+        for min_prefix, description in ((16, "prefix held once"), (1 << 30, "no prefix held")):
+            engine.MIN_PREFIX = min_prefix
+            for batch_tokens in BATCH_TOKENS:
+                answers = engine.generate(model, tokenizer, prompts, options.max_new_tokens, batch_tokens=batch_tokens)
+                results = [(answer.text, answer.n_tokens, answer.stop == "eos") for answer in answers]
+                n_same = sum(a == b for a, b in zip(results, expected, strict=True))
+                n_differing += n_same < len(prompts)
+                case = f"{name}, {description}, batches of {batch_tokens} tokens"
+                print(f"{case}: {n_same} of {len(prompts)} answers are generate's", flush=True)
+    if n_differing:
+        sys.exit(f"{n_differing} cases differ")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny random Llama checkpoints with a word-level tokenizer."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def word_tokenizer(words=WORDS):
 def write_checkpoint(folder, seed=0, *, layers=4, tied=True, dtype=torch.float32, special=False, shard=None, **config):
     """A tiny random Llama (hidden 32, 4 heads, 2 key-value heads) with its tokenizer; returns ``folder``.
 
-    special: every tensor gets a -0.0 and a NaN with a payload. shard: bytes of the largest shard. config:
-    further LlamaConfig fields.
+    special: every tensor gets a -0.0 and a NaN with a payload. shard: bytes of the largest shard. config: further
+    fields of LlamaConfig.
     """
     settings = {
         "vocab_size": len(WORDS),
@@ -62,8 +63,8 @@ def write_checkpoint(folder, seed=0, *, layers=4, tied=True, dtype=torch.float32
                 parameter += 0.1 * torch.randn_like(parameter)
         model.to(dtype)
         for parameter in model.parameters() if special else ():
-            bits = parameter.view(INTEGERS[dtype]).view(-1)
-            bits[seed % 5], bits[5 + seed % 5] = SPECIAL[dtype]
+            integers = parameter.view(INTEGERS[dtype]).view(-1)
+            integers[seed % 5], integers[5 + seed % 5] = SPECIAL[dtype]
     model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
     word_tokenizer().save_pretrained(folder)
     return folder
@@ -76,7 +77,10 @@ def bits(tensor):
 
 def tensors(folder):
     """name -> tensor of a folder, read by the safetensors library."""
-    return {k: v for file in Path(folder).glob("*.safetensors") for k, v in load_file(file).items()}
+    weights = {}
+    for file in Path(folder).glob("*.safetensors"):
+        weights |= load_file(file)
+    return weights
 
 
 def same_bits(a, b):
@@ -105,3 +109,33 @@ def experts(tmp_path_factory):
     """(math, language): two float32 experts with tied embeddings; shared, so never written to."""
     folder = tmp_path_factory.mktemp("experts")
     return write_checkpoint(folder / "math", 1), write_checkpoint(folder / "language", 2)
+
+
+# Files of fast tests, for ``make check``: none trains, generates or starts processes.
+FAST = set(
+    "architecture arithmetic checkpoint cost error_analysis experiments extraction files lab manifest mergekit mgsm "
+    "msvamp plans profiles report selection statistics task_vectors terminal".split()
+)
+
+
+def is_fast(path):
+    """Whether a test file is one of the fast ones."""
+    return path.stem.removeprefix("test_") in FAST
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With ``-m fast`` the other files are not even imported: some need seconds for that."""
+    if config.option.markexpr == "fast" and collection_path.suffix == ".py" and not is_fast(collection_path):
+        return True
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of fast files, but for those marked slow."""
+    for item in items:
+        if is_fast(item.path) and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
+
+
+def pytest_collection_finish():
+    """Keep what was imported from the garbage collector, which statsmodels runs in every correction of p-values."""
+    gc.freeze()

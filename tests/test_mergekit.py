@@ -2,23 +2,23 @@
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from layerswap.mergekit import from_mergekit, to_mergekit
-from layerswap.paths import UserError
-from layerswap.plan import Plan, layer_swap
+from layerswap.errors import UserError
+from layerswap.merging.mergekit import from_mergekit, to_mergekit
+from layerswap.merging.plans import Plan, layer_swap
 
 LANGUAGE_WEIGHTS = st.sampled_from([0.0, 1.0, 0.5, 0.25, 0.3, 1 / 3])
 
 
 @given(st.lists(LANGUAGE_WEIGHTS, min_size=1, max_size=12), LANGUAGE_WEIGHTS, st.sampled_from(["math", "language"]))
-def test_round_trip(layers, outside, donor):
-    plan = Plan("x", tuple(layers), outside)
+def test_round_trip(layers, non_layer_weight, donor):
+    plan = Plan("x", tuple(layers), non_layer_weight)
     data = yaml.safe_load(yaml.safe_dump(to_mergekit(plan, "a/math", "a/language", "bfloat16", donor)))
     assert data["base_model"] == f"a/{donor}"
     again = from_mergekit(data, "a/math", "a/language", "x")
-    assert again.layers == pytest.approx(plan.layers, abs=1e-15) and again.outside == pytest.approx(outside, abs=1e-15)
+    assert again.layers == pytest.approx(plan.layers, abs=1e-15)
+    assert again.non_layer_weight == pytest.approx(non_layer_weight, abs=1e-15)
     assert again.layer_map() == plan.layer_map()
 
 
@@ -36,15 +36,17 @@ slices:
   - sources: [{model: lang, layer_range: [20, 24], parameters: {weight: 2.0}}]
 """
     plan = from_mergekit(yaml.safe_load(text), "math", "lang")
-    assert plan.layers == (1.0,) * 4 + (0.25,) * 2 + (0.0,) * 14 + (1.0,) * 4 and plan.outside == 1
+    assert plan.layers == (1.0,) * 4 + (0.25,) * 2 + (0.0,) * 14 + (1.0,) * 4 and plan.non_layer_weight == 1
 
 
-def changed(edit):
+def edited(edit):
+    """The configuration of a swap after an edit."""
     data = to_mergekit(layer_swap(8, 2, 1, 1, 1), "math", "language", "bfloat16")
     return edit(data) or data
 
 
 def source(i, j=0):
+    """Source j of slice i."""
     return lambda data: data["slices"][i]["sources"][j]
 
 
@@ -80,12 +82,12 @@ BAD = {
 def test_what_a_plan_cannot_express_is_named(case):
     edit, message = BAD[case]
     with pytest.raises(UserError, match=message) as error:
-        from_mergekit(changed(edit), "math", "language")
+        from_mergekit(edited(edit), "math", "language")
     assert "\n" not in str(error.value)
 
 
 def test_passthrough_takes_one_source():
-    data = to_mergekit(layer_swap(8, 2, 1, outside=1), "math", "language", "bfloat16")
+    data = to_mergekit(layer_swap(8, 2, 1, non_layer_weight=1), "math", "language", "bfloat16")
     assert data["merge_method"] == "passthrough"
     data["slices"][1]["sources"] *= 2
     with pytest.raises(UserError, match="passthrough of 2 sources"):

@@ -1,4 +1,4 @@
-"""Extraction case by case, prompts, and the published file format."""
+"""MGSM: problems, exemplars and prompts, from files laid out as published and from the hub's layout."""
 
 import json
 import os
@@ -7,168 +7,78 @@ from os.path import commonprefix
 
 import pytest
 
-from layerswap import mgsm
-from layerswap.paths import UserError, data_folder
+from layerswap.errors import UserError
+from layerswap.files import data_folder
+from layerswap.tasks import MGSM, Extraction, Problem, extract
+from layerswap.tasks.extraction import HEADERS
+from layerswap.tasks.mgsm import INSTRUCTIONS
 
-# What models write, by language: (text, the number it means or None).
-CASES = {
-    "en": [
-        ("#### 2,125", 2125), ("x #### 4\n#### 5", 5), ("#### none", None), ("So \\boxed{18}.\nThat took 3 steps.", 18),
-        (r"$\boxed{70{,}000}$", 70000), ("The answer is 18.0.", 18), ("The answer is 1.8.", "1.8"),
-        ("The answer is -18.", -18), ("The answer is \u22125", -5), ("So it is 18 dollars...", 18),
-        ("The answer is 18 dollars Q.E.D...", 18), ("The answer is 18, as 3 are left.", 18), ("The answer is $18.", 18),
-        ("The answer is **18**", 18), (r"The answer is \boxed{18}", 18), ("The answer is 70 000.", 70000),
-        ("Answer: 18 (see step 3)", 18), ("Answer: 18\n(5 apples left)", 18), ("**Answer:**\n\n18", 18),
-        ("### Answer\n18", 18), ("Answer: -18", -18), ("The answer is 5 + 6 = 11.", 11),
-        ("The answer is 18 (12 + 6 = 18, 3 more than 15)", 18), ("Answer: x = 18", 18), ("Final answer: 18%", 18),
-        ("The answer is 18. I checked 3 times that the answer holds.", 18), ("He answered 5 questions. 18 remain", 18),
-        ("It costs 18.50", "18.5"), ("$1,234.50", "1234.5"), ("-$5", -5), ("10-3=7", 7), ("50%", 50),
-        ("€1,000,000", 1000000), ("3, 4 and 5", 5), ("3.000", 3), ("Total:\n- 18 apples", 18), ("no number", None),
-        ("first 3\nthen nothing", 3), ("", None), ("...", None), ("The answer is unknown.", None), ("1'250", 1250),
-    ],
-    "sw": [
-        ("5 + 3 = 8 . #### 8", 8), ("Jibu ni 39.", 39), ("Jibu ni 2,125.", 2125), ("Jibu: Sh. 1,000", 1000),
-        ("5 + 6 = 11. Jibu ni 11.", 11), ("JIBU NI 11", 11), ("Kwa hivyo jibu ni **18**", 18), ("ana tufaha 18", 18),
-        ("Jibu ni KSh 70,000 (baada ya siku 3)", 70000), ("The answer is 39.", 39), ("Jibu ni -4", -4),
-        ("Majibu 3 ya awali. Jibu ni 4.", 4), ("hakuna", None), ("Jibu ni\n12", 12), ("Jibu ni Tsh.5,000.", 5000), ("Jibu la Hatua kwa Hatua: 3 + 4 = 7, 7 + 1 = 8", 8),
-    ],
-    "te": [
-        ("#### -3", -3), ("సమాధానం: ౧౮", 18), ("సమాధానం 39.", 39), ("12,34,567", 1234567), ("సమాధానం ₹1,14,200", 114200),
-        ("సమాధానం ౧,౧౪,౨౦౦.", 114200), ("జవాబు: 7", 7), ("5+6=11. సమాధానం 11.", 11), ("కంప్యూటర్\u200cలు సమాధానం 29.", 29),
-        ("దశ 1: 3\nసమాధానం: **18**", 18), ("The answer is 5", 5), ("లేదు", None), ("సమాధానం రూ.200", 200),
-    ],
-    "bn": [
-        ("উত্তর: ১৮", 18), ("উত্তর হল 11।", 11), ("উত্তর হলো ২,১২৫।", 2125), ("১,১৪,২০০ টাকা", 114200), ("১৮", 18),
-        ("৫ + ৬ = ১১। উত্তর হল ১১।", 11), ("উত্তর হল 11। ধাপ 3 দেখুন।", 11), ("উত্তর: −৫", -5), ("উত্তর: ১.৫", "1.5"),
-        ("অতএব ৭টি আছে", 7), ("উত্তর হল ৫ + ৬ = ১১।", 11), ("জানি না", None), ("উত্তর: টা.১৮", 18),
-    ],
-    "th": [
-        ("คำตอบคือ 7", 7), ("คำตอบคือ ๗", 7), ("คำตอบคือ ๒,๑๒๕ บาท", 2125), ("คำตอบ: 18", 18), ("5 + 6 = 11 คำตอบคือ 11", 11),
-        ("**คำตอบ:** ๗๐,๐๐๐", 70000), ("เหลือ 18 ลูก", 18), ("คำตอบคือ 1.5", "1.5"), ("The answer is 9", 9), ("ไม่ทราบ", None),
-        ("คำตอบคือ -3", -3), ("คำตอบคือ 18 เพราะ 9 x 2 = 18 และ 3 + 4 = 7", 18),
-    ],
-    "ja": [
-        ("答えは18個です。", 18), ("答えは１，０００円です。", 1000), ("答え：１８", 18), ("答えは、合計で39個です。", 39),
-        ("5+6=11です。答えは11です。", 11), ("答えは５＋６＝１１です。", 11), ("18が答えです。", 18), ("答えは11万4200円です。", 114200),
-        ("答えは２７．６万円です", 276000), ("解答：**42**", 42), ("答えは18です。理由は3つあります。", 18), ("わかりません", None),
-        ("答えは－５度です", -5),
-    ],
-    "zh": [
-        ("答案是18。", 18), ("答案是 18 美元。", 18), ("答案：１８", 18), ("答案是 2,125。", 2125), ("答案是27.6万元", 276000),
-        ("答：18个", 18), ("因此，18个鸡蛋", 18), ("小明有5个苹果，18个橘子", 18), ("逐步解答：\n1. 16-3=13\n2. 13+5=18", 18), ("答案是18，因为3+4=7。", 18), ("5+6=11。答案是 11。", 11), ("答案是 5 + 6 = 11。", 11), ("答案是18。所以她还有3个。", 18),
-        ("答案为－５。", -5), ("所以有11萬人", 110000), ("答案是（大约）18", 18), ("不知道", None), ("**答案**：18", 18),
-    ],
-    "de": [
-        ("Die Antwort lautet 18,00.", 18), ("Antwort: 70.000", 70000), ("Die Antwort ist 18 Euro.", 18), ("1,23", "1.23"),
-        ("3.000", 3000), ("1.234.567,5", "1234567.5"), ("Die Antwort lautet 114'200.", 114200), ("12.5", "12.5"),
-        ("Die Antwort lautet 5 + 6 = 11.", 11), ("Antwort: −5 °C", -5), ("9 + 20 =29 Computer", 29), ("12 000 €", 12000),
-        ("keine", None),
-    ],
-    "es": [
-        ("La respuesta es 1.234,5.", "1234.5"), ("La respuesta es 18.", 18), ("Respuesta: $2,125", 2125),
-        ("La respuesta correcta es 276.000 euros.", 276000), ("La respuesta es 114 200.", 114200), ("0,5", "0.5"),
-        ("Quedan 18 manzanas", 18), ("Respuesta: -3", -3), ("RESPUESTA: 7", 7), ("no sé", None),
-        ("La respuesta es 3 × 6 = 18.", 18), ("La respuesta es 18, ya que 9 * 2 = 18 y 3 + 4 = 7.", 18), ("0.125", "0.125"),
-    ],
-    "fr": [
-        ("Réponse: 70 000", 70000), ("La réponse est 70\u202f000.", 70000), ("Réponse : 18", 18), ("18,5 km", "18.5"),
-        ("La réponse est 2\u00a0125 €.", 2125), ("La réponse est 114\u2009200", 114200), ("Il reste 18 pommes", 18),
-        ("La réponse est **18**.", 18), ("la réponse est 5 + 6 = 11", 11), ("Réponse : −4", -4), ("La réponse est 1 200,50 €", "1200.5"), ("Réponse étape par étape : 5 + 6 = 11. 11 * 2 = 22.", 22), ("rien", None),
-    ],
-    "ru": [
-        ("Ответ — 18.", 18), ("Ответ: 18", 18), ("Ответ: 70 000 рублей", 70000), ("ответ — 2\u00a0125.", 2125),
-        ("Ответ: 18,5", "18.5"), ("Осталось 18 яблок", 18), ("Ответ — 5 + 6 = 11.", 11), ("Ответ: -7", -7), ("Ответ: 60 : 2 = 30", 30), ("Ответ: 11 – 3 = 8", 8), ("1 250,75 руб", "1250.75"), ("0,125", "0.125"), ("9·2=18", 18),
-        ("**Ответ:** 276.000", 276000), ("Ответ — 18. Проверка: 3 раза.", 18), ("не знаю", None),
-    ],
-}  # fmt: skip
+LOCAL = MGSM("local")
 
 
-def test_the_cases_are_many():
-    assert (
-        set(CASES) == set(mgsm.HEADERS) and sum(map(len, CASES.values())) >= 120 and min(map(len, CASES.values())) > 9
-    )
-
-
-@pytest.mark.parametrize(
-    ("language", "text", "value"), [(language, *case) for language, some in CASES.items() for case in some]
-)
-def test_extract(language, text, value):
-    expected = None if value is None else Decimal(str(value))
-    assert mgsm.extract(text, language).value == expected
-
-
-def test_text_after_a_stop_string_does_not_count():
-    assert mgsm.extract("The answer is 4.\n\nQuestion: 7", "en", ("\n\n",)).value == 4
-    assert mgsm.extract("5\nSwali: 7\n\n#### 8", "sw", mgsm.stops("sw", "native_cot")).value == 5
-
-
-def test_rules_are_told():
-    texts = ("#### 1", r"\boxed{1}", "Jibu ni 1", "ni 1", "hakuna")
-    assert [mgsm.extract(text, "sw").rule for text in texts] == ["mark", "mark", "phrase", "last number", "none"]
+def write_exemplars(folder, exemplars):
+    content = {"MGSM_EXEMPLARS": exemplars}
+    (folder / "exemplars.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "mgsm").mkdir()
     (tmp_path / "mgsm/mgsm_te.tsv").write_text("అ\u200cఆ ఎన్ని?\t2,125\nరెండు?\t7\n", encoding="utf-8")
-    shots = {
+    exemplars = {
         str(i): {"q": f"ప్రశ్న: {i} మరియు 1?", "a": f"దశలవారీగా సమాధానం: {i} + 1 = {i + 1}. సమాధానం {i + 1}."} for i in (1, 2)
     }
-    content = {"MGSM_EXEMPLARS": {"te": shots}}
-    (tmp_path / "mgsm/exemplars.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    write_exemplars(tmp_path / "mgsm", {"te": exemplars})
     monkeypatch.setenv("LAYERSWAP_DATA", str(tmp_path))
     return tmp_path / "mgsm"
 
 
 def test_published_files(folder):
-    first, second = mgsm.load("local", "te")
+    first, second = LOCAL.problems("te")
     assert (first.number, second.number) == (2125, 7) and first.question == "అ\u200cఆ ఎన్ని?"
-    assert mgsm.load("local", "te", limit=1) == [first]
+    assert LOCAL.problems("te", limit=1) == [first]
 
 
 def test_prompts_of_a_language_share_their_exemplars(folder):
-    shots = mgsm.exemplars("local", "te", 2)
-    assert [shot.number for shot in shots] == [2, 3] and shots[0].question == "1 మరియు 1?"
-    one, two = (mgsm.prompt(problem, shots, "native_cot") for problem in mgsm.load("local", "te"))
-    shared = one[: one.index("అ\u200cఆ")]
-    assert two.startswith(shared) and shared.count("సమాధానం 2.") == 1 and one.endswith("దశలవారీగా సమాధానం:")
-    direct = mgsm.prompt(mgsm.load("local", "te")[1], shots, "direct")
+    exemplars = LOCAL.exemplars("te", 2)
+    assert [exemplar.number for exemplar in exemplars] == [2, 3] and exemplars[0].question == "1 మరియు 1?"
+    first, second = (LOCAL.prompt(problem, exemplars, "native_cot") for problem in LOCAL.problems("te"))
+    prefix = first[: first.index("అ\u200cఆ")]
+    assert second.startswith(prefix) and prefix.count("సమాధానం 2.") == 1 and first.endswith("దశలవారీగా సమాధానం:")
+    direct = LOCAL.prompt(LOCAL.problems("te")[1], exemplars, "direct")
     assert direct.count("\nసమాధానం: 3\n\n") == 1 and direct.endswith("\nసమాధానం:")
 
 
 def test_english_chains_of_thought_come_from_the_english_exemplars(folder):
     with pytest.raises(UserError, match="not the published exemplars of en"):
-        mgsm.exemplars("local", "te", 1, "en_cot")
-    content = json.loads((folder / "exemplars.json").read_text(encoding="utf-8"))
-    content["MGSM_EXEMPLARS"]["en"] = {
-        "1": {"q": "Question: 1?", "a": "Step-by-Step Answer: One more. The answer is 2."}
-    }
-    (folder / "exemplars.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    shots = mgsm.exemplars("local", "te", 1, "en_cot")
-    text = mgsm.prompt(mgsm.load("local", "te")[1], shots, "en_cot")
-    solved, asked = text.split("\n\n")
+        LOCAL.exemplars("te", 1, "en_cot")
+    published = json.loads((folder / "exemplars.json").read_text(encoding="utf-8"))["MGSM_EXEMPLARS"]
+    english = {"q": "Question: 1?", "a": "Step-by-Step Answer: One more. The answer is 2."}
+    write_exemplars(folder, published | {"en": {"1": english}})
+    exemplars = LOCAL.exemplars("te", 1, "en_cot")
+    solved, unsolved = LOCAL.prompt(LOCAL.problems("te")[1], exemplars, "en_cot").split("\n\n")
     assert solved == "ప్రశ్న: 1 మరియు 1?\nStep-by-Step Answer: One more. The answer is 2."
-    assert asked == "ప్రశ్న: రెండు?\nStep-by-Step Answer:"
-    content["MGSM_EXEMPLARS"]["en"]["1"]["a"] = "Step-by-Step Answer: The answer is 3."
-    (folder / "exemplars.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    assert unsolved == "ప్రశ్న: రెండు?\nStep-by-Step Answer:"
+    english["a"] = "Step-by-Step Answer: The answer is 3."
+    write_exemplars(folder, published | {"en": {"1": english}})
     with pytest.raises(UserError, match="exemplar-0 is 2 in te and 3 in en"):
-        mgsm.exemplars("local", "te", 1, "en_cot")
+        LOCAL.exemplars("te", 1, "en_cot")
 
 
 def test_corrected_translations_take_the_published_exemplars(folder):
     with pytest.raises(UserError, match="mgsm_rev2: found 0 files"):
-        mgsm.load("rev2", "te")
+        MGSM("rev2").problems("te")
     (folder.parent / "mgsm_rev2").mkdir()
     (folder.parent / "mgsm_rev2/mgsm_rev2_te.tsv").write_text("మూడు?\t3\n", encoding="utf-8")
-    assert [problem.number for problem in mgsm.load("rev2", "te")] == [3]
-    assert mgsm.exemplars("rev2", "te", 2) == mgsm.exemplars("local", "te", 2)
+    assert [problem.number for problem in MGSM("rev2").problems("te")] == [3]
+    assert MGSM("rev2").exemplars("te", 2) == LOCAL.exemplars("te", 2)
 
 
 def test_a_chat_asks_in_the_problems_language(folder):
-    problem = mgsm.load("local", "te")[1]
-    said = mgsm.prompt(problem, [], "chat")
-    assert said.endswith("\n\nరెండు?") and '"సమాధానం:"' in said and mgsm.stops("te", "chat") == ()
-    assert all("{}" in text for text in mgsm.INSTRUCTIONS.values()) and set(mgsm.INSTRUCTIONS) == set(mgsm.HEADERS)
+    problem = LOCAL.problems("te")[1]
+    prompt = LOCAL.prompt(problem, [], "chat")
+    assert prompt.endswith("\n\nరెండు?") and '"సమాధానం:"' in prompt and LOCAL.stops("te", "chat") == ()
+    assert all("{}" in text for text in INSTRUCTIONS.values()) and set(INSTRUCTIONS) == set(HEADERS)
 
 
 def test_data_sets_laid_out_like_those_of_the_hub(tmp_path):
@@ -183,40 +93,39 @@ def test_data_sets_laid_out_like_those_of_the_hub(tmp_path):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (tmp_path / "te" / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     source = str(tmp_path)
-    assert mgsm.load(source, "te") == [mgsm.Problem("mgsm-000", "te", "అ\u200cఆ?", None, 2125)]
-    assert mgsm.exemplars(source, "te", 1) == [mgsm.Problem("exemplar-0", "te", "1?", "సమాధానం 2.", 2)]
+    assert MGSM(source).problems("te") == [Problem("mgsm-000", "te", "అ\u200cఆ?", None, 2125)]
+    assert MGSM(source).exemplars("te", 1) == [Problem("exemplar-0", "te", "1?", "సమాధానం 2.", 2)]
     with pytest.raises(UserError, match="test of sw cannot be loaded"):
-        mgsm.load(source, "sw")
+        MGSM(source).problems("sw")
 
 
 @pytest.mark.skipif("LAYERSWAP_DATA" not in os.environ, reason="needs MGSM as published")
-@pytest.mark.parametrize("language", mgsm.HEADERS)
+@pytest.mark.parametrize("language", HEADERS)
 def test_the_published_data(language):
-    golds = [problem.number for problem in mgsm.load("local", "en")]
-    problems = mgsm.load("local", language)
-    assert [problem.number for problem in problems] == golds and len(golds) == 250 and max(golds) == 276000
-    shots, english = mgsm.exemplars("local", language, 8), mgsm.exemplars("local", "en", 8)
-    assert [shot.number for shot in shots] == [shot.number for shot in english] and len(shots) == 8
-    stop = mgsm.stops(language, "native_cot")
-    for shot in [*shots, *mgsm.exemplars("local", language, 8, "en_cot")]:
-        assert mgsm.extract(shot.answer, language, stop) == mgsm.Extraction(Decimal(shot.number), "phrase")
-        assert len(shot.answer) > 20 and not shot.answer.startswith(mgsm.HEADERS[language][1].strip())
+    numbers = [problem.number for problem in LOCAL.problems("en")]
+    problems = LOCAL.problems(language)
+    assert [problem.number for problem in problems] == numbers and len(numbers) == 250 and max(numbers) == 276000
+    exemplars, english = LOCAL.exemplars(language, 8), LOCAL.exemplars("en", 8)
+    assert [exemplar.number for exemplar in exemplars] == [exemplar.number for exemplar in english]
+    assert len(exemplars) == 8
+    stop = LOCAL.stops(language, "native_cot")
+    for exemplar in [*exemplars, *LOCAL.exemplars(language, 8, "en_cot")]:
+        assert extract(exemplar.answer, language, stop) == Extraction(Decimal(exemplar.number), "phrase")
+        assert len(exemplar.answer) > 20 and not exemplar.answer.startswith(HEADERS[language][1].strip())
     raw = (data_folder() / "mgsm" / f"mgsm_{language}.tsv").read_bytes().decode()
     assert all(problem.question in raw for problem in problems)
     for style in ("native_cot", "en_cot", "direct"):
-        given = mgsm.exemplars("local", language, 8, style)
-        first, last = (mgsm.prompt(problems[i], given, style) for i in (0, -1))
+        exemplars = LOCAL.exemplars(language, 8, style)
+        first, last = (LOCAL.prompt(problems[i], exemplars, style) for i in (0, -1))
         assert len(commonprefix([first, last])) >= len(first) - len(problems[0].question) - 80
 
 
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [("Kwanza tunahesabu 5 + 6 = 11. Jibu ni 11.", "sw"), ("So she has 5 apples left of the 12.", "en"),
-     ("మొదట 5 కంప్యూటర్లు ఉన్నాయి, తర్వాత 4 జోడించారు", "te"), ("最初に9台のコンピューターがあったので、今は29台です。", "ja"), ("18", None),
-     ("5 + 3 = 8 . #### 8", None), ("", None)],
-)  # fmt: skip
-def test_language_of(text, language):
-    assert mgsm.language_of(text) == language
+@pytest.mark.skipif("LAYERSWAP_DATA" not in os.environ, reason="needs GSM8K as published")
+def test_worked_solutions_are_those_of_gsm8k():
+    problems = LOCAL.problems("sw")
+    solutions = LOCAL.worked_solutions(problems)
+    assert solutions["mgsm-000"].split() == "16 - 3 - 4 = 9 . 9 * 2 = 18 .".split()
+    assert sum(solution is not None for solution in solutions.values()) > 240
 
 
 @pytest.mark.parametrize(
@@ -228,54 +137,24 @@ def test_language_of(text, language):
 def test_malformed_files(folder, content, message):
     (folder / "mgsm_te.tsv").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        mgsm.load("local", "te")
+        LOCAL.problems("te")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mgsm.load("local", "xx"), "'xx' is not in MGSM"),
-        (lambda: mgsm.load("local", "sw"), "found 0 files"),
-        (lambda: mgsm.load("local", "te", "train"), "no split 'train'"),
-        (lambda: mgsm.load("local", "te", limit=0), "is 0, expected 1 or more"),
-        (lambda: mgsm.exemplars("local", "te", 3), "3 exemplars asked for, te has 2"),
-        (lambda: mgsm.prompt(mgsm.load("local", "te")[0], [], "cot"), "style is 'cot'"),
-        (lambda: mgsm.exemplars("local", "te", 1, "cot"), "style is 'cot', expected one of lab, native_cot"),
-        (lambda: mgsm.exemplars("local", "te", 1, "chat"), "1 exemplars asked for, style chat takes 0"),
-        (lambda: mgsm.load("juletxara/mgsm", "en"), "expected juletxara/mgsm@<commit>"),
-        (lambda: mgsm.load("locla", "en"), "source is 'locla', expected lab, local, rev2 or a hub id"),
-        (lambda: mgsm.exemplars("locla", "en", 1), "source is 'locla', expected lab, local, rev2 or a hub id"),
+        (lambda: LOCAL.problems("xx"), "'xx' is not in MGSM"),
+        (lambda: LOCAL.problems("sw"), "found 0 files"),
+        (lambda: LOCAL.problems("te", "train"), "no split 'train'"),
+        (lambda: LOCAL.problems("te", limit=0), "is 0, expected 1 or more"),
+        (lambda: LOCAL.exemplars("te", 3), "3 exemplars are requested, te has 2"),
+        (lambda: LOCAL.prompt(LOCAL.problems("te")[0], [], "cot"), "style is 'cot'"),
+        (lambda: LOCAL.exemplars("te", 1, "cot"), "style is 'cot', expected one that MGSM has: native_cot"),
+        (lambda: LOCAL.exemplars("te", 1, "chat"), "1 exemplars are requested, style chat takes 0"),
+        (lambda: MGSM("juletxara/mgsm").problems("en"), "expected juletxara/mgsm@<commit>"),
+        (lambda: MGSM("locla"), "source is 'locla', expected local, rev2 or a hub id"),
     ],
 )
 def test_bad_input(folder, call, message):
     with pytest.raises(UserError, match=message):
         call()
-
-
-@pytest.mark.parametrize(
-    ("text", "language", "scores"),  # as peers' tables and lm-eval itself say; benchmarks/extraction.py asks it
-    [
-        ("The answer is 18.", "en", (True, True)),
-        ("The answer is 18.0.", "en", (False, False)),
-        ("The answer is 1.8.", "en", (True, True)),
-        ("The answer is -18.", "en", (True, True)),
-        ("The answer is 18 dollars...", "en", (True, False)),
-        ("The answer is 18, as 3 are left.", "en", (True, False)),
-        ("The answer is $18.", "en", (False, True)),
-        ("উত্তর হল 18।", "bn", (False, True)),
-        ("答えは18個です。", "ja", (False, True)),
-        ("答えは18です。", "ja", (True, True)),
-        ("Jibu ni 18.", "sw", (True, True)),
-        ("১৮", "bn", (False, False)),
-        ("", "te", (False, False)),
-    ],
-)
-def test_lm_evals_scores(text, language, scores):
-    assert mgsm.lm_eval_scores(text, language, 18, "native_cot") == scores
-
-
-def test_lm_evals_scores_of_other_styles():
-    assert mgsm.lm_eval_scores("Jibu ni 18. The answer is 18.", "sw", 18, "en_cot") == (True, True)
-    assert mgsm.lm_eval_scores("Jibu ni 18.", "sw", 18, "en_cot") == (False, True)
-    assert mgsm.lm_eval_scores(" 18\n", "sw", 18, "direct") == (True, True)
-    assert mgsm.lm_eval_scores("18 apples", "sw", 18, "direct") == (False, True)

@@ -12,16 +12,21 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from layerswap import lab, nb
-from layerswap.paths import LAB, ROOT
+from layerswap.files import ROOT
+from layerswap.lab.task import LabTask
+from layerswap.lab.world import BASE
+from layerswap.run.profiles import Project, metadata
 
-HOUSE = nb.House()
+PROJECT = Project()
 PROFILE = {
     "all": {"base": "tall", "languages": ["sw"], "n_problems": 3, "max_new_tokens": 4, "eval_dtype": "bfloat16"},
     "01_experts": {
-        "seeds": [1, 2], "math_data": ["own:1", "math.jsonl:1"], "math_steps": 3, "language_steps": 30,
-        "math_learning_rate": 0.001, "language_learning_rate": 0.003, "batch_size": 8, "micro_batch": 4,
-        "packing": True, "lora_rank": 4, "dtype": "bfloat16", "n_held_out": 20,
+        "seeds": [1, 2], "n_held_out": 20,
+        "fine_tuning": {
+            "math_data": ["own:1", "math.jsonl:1"], "math_steps": 3, "language_steps": 30, "math_learning_rate": 0.001,
+            "language_learning_rate": 0.003, "batch_size": 8, "micro_batch": 4, "packing": True, "lora_rank": 4,
+            "dtype": "bfloat16",
+        },
     },
     "02_swap": {"n_problems": 2},
     "03_transition": {"zone_widths": [1], "n_sweep": 2, "pairs": "2x2"},
@@ -31,8 +36,8 @@ PROFILE = {
 
 
 def write_base(folder):
-    """A random model of Llama 3.1 8B's shape, an 64th as wide, with the lab's tokenizer."""
-    tokens = json.loads((LAB / "base" / "tokenizer.json").read_text())["model"]["vocab"]
+    """A random model of Llama 3.1 8B's shape, a 64th as wide, with the lab's tokenizer."""
+    tokens = json.loads((BASE / "tokenizer.json").read_text())["model"]["vocab"]
     eos = tokens["<eos>"]
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -43,7 +48,7 @@ def write_base(folder):
         bos_token_id=None, eos_token_id=eos, pad_token_id=eos,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="500KB")
-    for file in (LAB / "base").glob("token*"):
+    for file in BASE.glob("token*"):
         shutil.copyfile(file, folder / file.name)
 
 
@@ -52,10 +57,12 @@ def test_all_notebooks_on_a_model_built_like_llama_31_8b(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "requirements.lock", tmp_path / "requirements.lock")
     write_base(tmp_path / "tall")
-    rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in lab.math_rows(40, 7)]
+    rows = [
+        {"prompt": row["prompt"], "completion": row["completion"]} for row in LabTask().training_rows("math", 40, 7)
+    ]
     (tmp_path / "math.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "params" / "tall.yml").write_text(yaml.safe_dump(PROFILE))
-    command = [sys.executable, "-m", "layerswap.nb", "run", "--profile", "tall"]
+    command = [sys.executable, "-m", "layerswap.run", "run", "--profile", "tall"]
     for expected in (("s", "s", "s", "s", "s"), ("unchanged",) * 5):
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -63,19 +70,19 @@ def test_all_notebooks_on_a_model_built_like_llama_31_8b(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         assert tuple(line.split()[-1] for line in done.stdout.splitlines()) == expected
     figures, build = tmp_path / "figures" / "tall", tmp_path / "build"
-    declared = [each for name in HOUSE.names() for each in nb.metadata(HOUSE, name)["writes"]]
+    declared = [figure for name in PROJECT.notebook_names() for figure in metadata(PROJECT, name)["figures"]]
     assert sorted(file.stem for file in figures.glob("*.png")) == sorted(declared)
-    folded = [file.parent.name for file in (build / "models").glob("*/model.safetensors.index.json")]
-    assert {name.rpartition("-")[0] for name in folded} == {
-        f"{kind}{name}-{seed}"
-        for kind, names in (("", ("math", "sw")), ("frozen-", ("math", "sw")), ("joint-", ("sw",)))
+    merged = [file.parent.name for file in (build / "models").glob("*/model.safetensors.index.json")]
+    assert {name.rpartition("-")[0] for name in merged} == {
+        f"{prefix}{name}-{seed}"
+        for prefix, names in (("", ("math", "sw")), ("frozen-", ("math", "sw")), ("joint-", ("sw",)))
         for name in names
         for seed in (1, 2)
     }
     assert set(pd.read_csv(figures / "mgsm_maximum.csv").pairs) == {4}
     assert pd.read_csv(figures / "mgsm.csv").n.eq(4 * 3).all()
-    moved = pd.read_csv(figures / "parameter_change.csv")
-    assert set(moved.seed) == {1, 2} and moved.layer.max() == 31
-    assert (moved[moved.matrix == "norm"].relative == 0).all() and (moved[moved.matrix == "q"].relative > 0).all()
+    change = pd.read_csv(figures / "parameter_change.csv")
+    assert set(change.seed) == {1, 2} and change.layer.max() == 31
+    assert (change[change.matrix == "norm"].relative == 0).all() and (change[change.matrix == "q"].relative > 0).all()
     maps = pd.read_csv(figures / "layer_map.csv").set_index("plan")
     assert list(maps.loc["layer swap"]) == [1.0] * 5 + [0.5] + [0.0] * 23 + [0.5] + [1.0] * 2 + [0.5]

@@ -1,0 +1,57 @@
+from .comparisons import Claim as Claim, Comparison as Comparison, Fact as Fact, against as against
+from .error_analysis import (
+    ERROR_CLASSES as ERROR_CLASSES,
+    accuracy_by_steps as accuracy_by_steps,
+    agreement as agreement,
+    classify as classify,
+    classify_answers as classify_answers,
+    count_errors as count_errors,
+    equations as equations,
+    is_true as is_true,
+    operators_of as operators_of,
+    problem_browser as problem_browser,
+)
+from .plots import (
+    LANGUAGE_NAMES as LANGUAGE_NAMES,
+    METHOD_COLOURS as METHOD_COLOURS,
+    accuracy_plot as accuracy_plot,
+    caption as caption,
+    correlation_heatmap as correlation_heatmap,
+    difference_plot as difference_plot,
+    error_bars as error_bars,
+    forest_plot as forest_plot,
+    interval_plot as interval_plot,
+    layer_map as layer_map,
+    layer_panels as layer_panels,
+    map_panels as map_panels,
+    paired_panels as paired_panels,
+    save_figure as save_figure,
+    search_plot as search_plot,
+    set_style as set_style,
+    steps_plot as steps_plot,
+    sweep_panels as sweep_panels,
+    thirds_plot as thirds_plot,
+    weight_change_heatmaps as weight_change_heatmaps,
+    weight_heatmap as weight_heatmap,
+)
+from .report import report_text as report_text
+from .selection import (
+    CRITERIA as CRITERIA,
+    TRIAL_COLUMNS as TRIAL_COLUMNS,
+    objective as objective,
+    search_weights as search_weights,
+)
+from .statistics import (
+    SEEDS as SEEDS,
+    MeanEstimate as MeanEstimate,
+    accuracy as accuracy,
+    best_pair as best_pair,
+    check_complete as check_complete,
+    compare as compare,
+    contrast as contrast,
+    crossed_random_effects as crossed_random_effects,
+    mean_interval as mean_interval,
+    minimum_detectable_effect as minimum_detectable_effect,
+    paired as paired,
+    summarize as summarize,
+)

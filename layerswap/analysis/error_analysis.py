@@ -1,0 +1,259 @@
+"""Where an answer goes wrong: its equations, its operations, its language, or words that its base had never met.
+
+Every class of errors is a rule and not a judgement (``classify``). The tables go by error class, by steps of the
+solution, and by which methods solve the same problems.
+"""
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from html import escape
+from typing import Any, NamedTuple
+
+import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
+
+from layerswap.analysis.statistics import SEEDS, mean_interval
+from layerswap.tasks.base import Problem, Task
+
+# What an answer is, in the order of ``classify``.
+ERROR_CLASSES = (
+    "correct",
+    "cut off",
+    "no answer",
+    "wrong language",
+    "arithmetic",
+    "unknown word",
+    "wrong operation",
+    "other",
+)
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+OPERATOR_SPELLINGS = {"×": "*", "x": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-"}
+GAP = r"[^\S\n]"  # a list's "- " on the next line is no operator
+NUMBER = r"(?:\d++(?:,\d++)*+(?:\.\d++)?+|\.\d++)"
+MARKS = r"\u0900-\u0e7f\u200c\u200d"  # vowel signs are no letters to re
+UNIT = rf"(?:{GAP}?[%$€£¥]|{GAP}[^\W\d](?:(?!\d)[\w{MARKS}])*)?"  # "5 apples + 3 apples"
+PERCENT = rf"({NUMBER})(?:{GAP}?(%))?"
+OPERATOR = rf"{GAP}*[-+*/{''.join(OPERATOR_SPELLINGS)}]{GAP}*"
+# Neither the end of a longer left side, as "8 = 3" in "-5 + 8 = 3", nor a start of the right one, as in "2 = 1 + 1".
+EQUATION = re.compile(
+    rf"(?<![\d.,])[$€£¥]?{NUMBER}{UNIT}(?:{OPERATOR}[$€£¥]?{NUMBER}{UNIT})+{GAP}*={GAP}*"
+    rf"[$€£¥]?{NUMBER}(?:{GAP}?%)?+(?!{UNIT}{OPERATOR}[$€£¥(]?{NUMBER})"
+)
+OPEN_EXPRESSION = re.compile(rf"(?:(?:[\d)%]|\b[^\W\d]){OPERATOR}|[-−])$")  # what an equation may not follow
+
+
+class Equation(NamedTuple):
+    """An equation of a text; ``operators`` has one character (+, -, * or /) between two operands."""
+
+    operands: list[Decimal]
+    operators: str
+    result: Decimal
+
+
+def equations(text: str) -> list[Equation]:
+    """The equations in a text, in order: "2 + 3 x 4 = 14" is ([2, 3, 4], "+*", 14).
+
+    A percentage counts as hundredths, a result's only if an operand is one ("1 / 4 * 100 = 25%").
+    """
+    result = []
+    for match in EQUATION.finditer(text):
+        if OPEN_EXPRESSION.search(text[max(match.start() - 9, 0) : match.start()]):
+            continue
+        left, _, right = match.group().rpartition("=")
+        operands = [decimal_value(number, percent) for number, percent in re.findall(PERCENT, left)]
+        operators = [written_operator(text_between) for text_between in re.split(NUMBER, left)[1:-1]]
+        [(number, percent)] = re.findall(PERCENT, right)
+        result.append(Equation(operands, "".join(operators), decimal_value(number, percent and "%" in left)))
+    return result
+
+
+def decimal_value(number: str, is_percentage: object) -> Decimal:
+    """The value of a written number, "1,200" or ".5", of a percentage in hundredths."""
+    return Decimal(number.replace(",", "")).scaleb(-2 * bool(is_percentage))
+
+
+def written_operator(text: str) -> str:
+    """The operator in the text between two operands; its last one, as a unit may hold an "x"."""
+    characters = (OPERATOR_SPELLINGS.get(character, character) for character in reversed(text))
+    return next(character for character in characters if character in OPERATIONS)
+
+
+def is_true(equation: Equation) -> bool:
+    """Whether an equation is true, products before sums, to the digits that its result is written with."""
+    first, *others = equation.operands
+    terms = [first]
+    try:
+        for character, operand in zip(equation.operators, others, strict=True):
+            if character in "*/":
+                terms[-1] = OPERATIONS[character](terms[-1], operand)
+            else:
+                terms.append(operand if character == "+" else -operand)
+        return sum(terms, Decimal()).quantize(equation.result, ROUND_HALF_UP) == equation.result
+    except ArithmeticError:  # such as a division by zero
+        return False
+
+
+def operators_of(task: Task, problems: Sequence[Problem]) -> dict[str, str | None]:
+    """The operators that solve each problem.
+
+    Args:
+        task: the benchmark that the problems are of.
+        problems: of one language.
+
+    Returns:
+        Problem id -> operators in order, such as "*+"; None where no worked solution is known.
+    """
+    return {
+        id: "".join(equation.operators for equation in equations(solution or "")) or None
+        for id, solution in task.worked_solutions(problems).items()
+    }
+
+
+def classify(answer: Any, problem: Problem, operators: str | None, task: Task) -> str:
+    """The first of ERROR_CLASSES that is true of an answer.
+
+    Args:
+        answer: a row of ``evaluation.evaluate``, as a named tuple.
+        problem: what it answers.
+        operators: those of the problem's solution; None: not known.
+        task: the benchmark that the problem is of.
+
+    Returns:
+        Such as "arithmetic": an equation in it is false. "unknown word": the question has one. "wrong operation": its
+        equations have other operators than the solution's. "other": for example wrong numbers in true equations, or no
+        equation at all.
+    """
+    in_answer = equations(answer.text)
+    used = "".join(equation.operators for equation in in_answer)
+    for name, is_so in (
+        ("correct", answer.correct),
+        ("cut off", answer.stop == "length"),
+        ("no answer", answer.value is None or answer.value != answer.value),
+        ("wrong language", answer.wrong_language),
+        ("arithmetic", not all(map(is_true, in_answer))),
+        ("unknown word", task.has_unknown_word(problem)),
+        ("wrong operation", operators and used and sorted(used) != sorted(operators)),
+    ):
+        if is_so:
+            return name
+    return "other"
+
+
+def classify_answers(frame: pd.DataFrame, problems: Mapping[tuple[str, str], Problem], task: Task) -> pd.DataFrame:
+    """Results with the class of each answer and the length of its problem's solution.
+
+    Args:
+        frame: results of ``evaluation.evaluate``.
+        problems: (language, id) -> problem; an id is the same problem in every language.
+        task: the benchmark that the problems are of.
+
+    Returns:
+        The frame with columns ``error_class`` (one of ERROR_CLASSES) and ``steps``: "steps: 2" or "steps unknown",
+        with ", new word" or ", known" where the task knows whether the base model met the question's words.
+    """
+    first_language = next(iter(problems))[0]
+    operators = operators_of(
+        task, [problem for (language, _), problem in problems.items() if language == first_language]
+    )
+    steps = {
+        (language, id): steps_label(operators[id], task.has_unknown_word(problem))
+        for (language, id), problem in problems.items()
+    }
+    keys = list(zip(frame.language, frame.id, strict=True))
+    error_classes = [
+        classify(answer, problems[key], operators[key[1]], task)
+        for answer, key in zip(frame.itertuples(), keys, strict=True)
+    ]
+    return frame.assign(error_class=error_classes, steps=[steps[key] for key in keys])
+
+
+def steps_label(operators: str | None, has_unknown_word: bool | None) -> str:
+    """The group of a problem in ``accuracy_by_steps``."""
+    steps = f"steps: {len(operators)}" if operators else "steps unknown"
+    return steps + {None: "", True: ", new word", False: ", known"}[has_unknown_word]
+
+
+def count_errors(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Numbers of answers by method (rows, in this order) and error class (columns, those that occur).
+
+    frame: from ``classify_answers``.
+    """
+    table = frame.groupby(["condition", "error_class"]).size().unstack()
+    table = table.reindex(methods, columns=pd.Index(ERROR_CLASSES, name="error_class")).fillna(0).astype(int)
+    return table.loc[:, table.any()]
+
+
+def accuracy_by_steps(frame: pd.DataFrame) -> pd.DataFrame:
+    """Exact match of each method on problems of each number of steps, over languages and pairs of experts.
+
+    A problem counts once, with the mean of its languages. The interval is Student's over problems
+    (``statistics.mean_interval``), within [0, 1]. Where all problems have the same mean there is no variance to go by:
+    then it is Wilson's of so many problems.
+
+    Args:
+        frame: from ``classify_answers``.
+
+    Returns:
+        Columns condition, steps, n (problems times pairs), mean, low, high, and n_answers (of one method), by
+        increasing number of steps.
+    """
+    n_methods, n_pairs = frame.condition.nunique(), len(frame[SEEDS].drop_duplicates())
+    by_problem = frame.groupby(["condition", "steps", *SEEDS, "id"], sort=False).correct.mean().reset_index()
+    table = mean_interval(by_problem.assign(language="pooled"), "correct", ["condition", "steps"])
+    table[["low", "high"]] = table[["low", "high"]].clip(0, 1)
+    n_problems = table.n / n_pairs
+    wilson = pd.concat(proportion_confint(table["mean"] * n_problems, n_problems, method="wilson"), axis=1)
+    is_flat = table.low == table.high
+    table.loc[is_flat, ["low", "high"]] = wilson[is_flat].to_numpy()
+    table["n_answers"] = table.steps.map(frame.groupby("steps").size() // n_methods)
+    n_steps = table.steps.str.extract(r"(\d+)", expand=False).astype(float)
+    return table.loc[n_steps.sort_values(kind="stable").index]
+
+
+def agreement(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The correlation (phi) of methods' correct answers, over problems, languages and pairs of experts.
+
+    Args:
+        frame: results of all methods on the same problems.
+        methods: conditions, in the order of rows and columns.
+
+    Returns:
+        [methods, methods]: 1 where two methods solve the same problems, nan where one is always or never correct.
+    """
+    wide = frame.assign(correct=frame.correct.astype(float)).pivot(
+        index=["language", *SEEDS, "id"], columns="condition", values="correct"
+    )
+    return wide[list(methods)].corr()
+
+
+def problem_browser(
+    frame: pd.DataFrame, problems: Mapping[tuple[str, str], Problem], methods: Sequence[str], n_examples: int,
+    disagreeing: tuple[str, str] = ("math expert", "layer swap"),
+) -> str:  # fmt: skip
+    """HTML in which a problem opens to every method's answer, of the first language and pair of experts.
+
+    Args:
+        frame: from ``classify_answers``.
+        problems: (language, id) -> problem.
+        methods: conditions whose answers are shown, in this order.
+        n_examples: how many problems are shown at most.
+        disagreeing: two conditions; the problems are those that one of them solves and the other does not.
+
+    Returns:
+        One ``<details>`` element a problem, or "none".
+    """
+    first_pair = (frame[SEEDS] == frame[SEEDS].iloc[0]).all(axis=1)
+    answers = frame[first_pair & (frame.language == frame.language.iloc[0])]
+    examples: list[str] = []
+    for (language, id), of_problem in answers.groupby(["language", "id"], sort=False):
+        table = of_problem.set_index("condition")
+        if len(examples) < n_examples and table.correct[disagreeing[0]] != table.correct[disagreeing[1]]:
+            problem = problems[language, id]
+            table = table.loc[methods, ["correct", "error_class", "text"]].assign(text=table.text.str.strip())
+            examples.append(
+                f"<details><summary>{problem.id}: {escape(problem.question)} <b>{problem.number}</b>"
+                f" (right: {table.correct.sum()} of {len(table)})</summary>{table.to_html(escape=True)}</details>"
+            )
+    return "\n".join(examples) or "none"

@@ -1,0 +1,28 @@
+from .adapters import merge_adapter as merge_adapter
+from .compatibility import (
+    check_compatible as check_compatible,
+    copy_model_files as copy_model_files,
+    model_digest as model_digest,
+    read_vocabulary as read_vocabulary,
+    tokenizer_digest as tokenizer_digest,
+)
+from .gguf import convert_gguf as convert_gguf, load_gguf as load_gguf, smollm2 as smollm2
+from .loading import (
+    fetch_from_hub as fetch_from_hub,
+    load_model as load_model,
+    load_tokenizer as load_tokenizer,
+    resolve_model as resolve_model,
+    unify_dtypes as unify_dtypes,
+)
+from .safetensors import (
+    StoredTensor as StoredTensor,
+    count_weights as count_weights,
+    layer_count as layer_count,
+    layer_index as layer_index,
+    read_chunks as read_chunks,
+    read_file_header as read_file_header,
+    read_header as read_header,
+    tensors_digest as tensors_digest,
+    to_float64 as to_float64,
+    weights_digest as weights_digest,
+)

@@ -1,0 +1,79 @@
+"""Answers that are kept: each is one line of a JSONL file, under a key of the weights, the prompt and the decoding.
+
+Lines are appended and flushed to the disk. An answer that is there is read, not computed again, and an interrupted run
+goes on where it stopped. A path plays no part in the key.
+"""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from layerswap.errors import UserError
+
+
+class AnswerCache:
+    """The answers of a JSONL file. Several processes may append to it at once.
+
+    Attributes:
+        path: the file; it need not exist.
+        rows: key -> answer, a dict with its key under "key".
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.pending: list[dict[str, Any]] = []
+        self.n_bytes_read, self.last_flush = 0, time.monotonic()
+        self.read()
+
+    def read(self) -> None:
+        """Read the lines that were added since the last time. A line that a crash tore is skipped."""
+        if not self.path.is_file():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self.n_bytes_read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self.n_bytes_read += len(line)
+                try:
+                    row = json.loads(line)
+                    self.rows.setdefault(row["key"], row)
+                except (ValueError, KeyError, TypeError):
+                    continue
+
+    def check(self) -> None:
+        """UserError unless the file can be written to; to be called before answers are computed for it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_possible = self.path.is_file() or not self.path.exists()
+        if not is_possible or not os.access(self.path if self.path.exists() else self.path.parent, os.W_OK):
+            raise UserError(f"{self.path}: answers cannot be written there")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row; it is flushed with others of the same second."""
+        self.pending.append(row)
+        if time.monotonic() - self.last_flush > 1:
+            self.flush()
+
+    def flush(self) -> None:
+        """Append the pending rows whose key is not in the file yet, as whole lines, and flush them to the disk."""
+        with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a torn line
+                file.write(b"\n")
+                file.flush()
+            self.read()
+            new_rows: dict[str, dict[str, Any]] = {}
+            for row in self.pending:
+                if row["key"] not in self.rows:
+                    new_rows.setdefault(row["key"], row)
+            lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in new_rows.values())
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self.read()
+        self.pending, self.last_flush = [], time.monotonic()

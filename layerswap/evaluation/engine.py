@@ -1,0 +1,402 @@
+"""The eval kernel: greedy answers and answer losses of many prompts at once, on transformers decoders.
+
+What all prompts begin with runs through the model once (shared-prefix or cascade attention, see ``prefix_attention``).
+The rest is sorted by length and batched by a token budget; finished rows leave their batch. Decoding verifies a draft
+in each step, *prompt-lookup decoding* (Saxena 2023, "Prompt Lookup Decoding"): speculative decoding (Leviathan et al.,
+arXiv 2211.17192) with n-grams of the context in place of a draft model. It is lossless under greedy decoding: the
+tokens are those of ``model.generate`` (float32, one prompt at a time).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layerswap.errors import UserError
+from layerswap.evaluation.prefix_attention import SharedCache, check_attention, forward, run_prefix, shared_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from layerswap.evaluation.prefix_attention import LayerKV
+
+MIN_PREFIX = 16  # tokens from which on a shared prefix gets a pass of its own
+PREFILL = 2048  # tokens of prompts that run through the model at once
+MAX_LOGITS = 1 << 28  # logits of continuations held at once (1 GiB in float32)
+MAX_SCORES = 1 << 28  # attention scores held at once, where torch's own kernel cannot be used
+NGRAM, MAX_DRAFT = 3, 4  # tokens looked up in the context, and how many that followed them are drafted
+
+NgramIndex = dict[tuple[int, ...], int]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Negative log likelihood of a text after its prompt.
+
+    Attributes:
+        nats: sum over the text's tokens.
+        n_tokens: tokens of the text.
+        n_bytes: bytes of the text in UTF-8.
+    """
+
+    nats: float
+    n_tokens: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer.
+
+    Attributes:
+        text: without special tokens, cut before a stop string.
+        n_tokens: tokens generated, without the end token.
+        stop: why it ended: "eos", "stop string" or "length".
+        loss: of the prompt's continuation, where one was passed.
+    """
+
+    text: str
+    n_tokens: int
+    stop: str
+    loss: Loss | None
+
+
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bool, model: "PreTrainedModel",
+    token_budgets: Sequence[int],
+) -> list[list[int]]:  # fmt: skip
+    """Token ids of each text, with the tokenizer's special tokens if ``special``.
+
+    UserError names the longest text and counts them all if some, with ``token_budgets`` (tokens that follow each text),
+    exceed the model's context: nothing is cut.
+    """
+    check_attention(model)
+    encoded = tokenizer(list(texts), add_special_tokens=special).input_ids if texts else []
+    if any(ids[-1:] == [tokenizer.eos_token_id] for ids in encoded if special):
+        raise UserError(f"{tokenizer.name_or_path}: the tokenizer ends every text; set add_eos_token to false")
+    context, rope = model.config.max_position_embeddings, getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # beyond that, what was calculated before would have to change
+        context = min(context, rope["original_max_position_embeddings"])
+    totals = [len(ids) + budget for ids, budget in zip(encoded, token_budgets, strict=True)]
+    too_long = [(total, i) for i, total in enumerate(totals) if total > context]
+    if too_long:
+        _, i = max(too_long)
+        raise UserError(
+            f"{len(too_long)} of {len(texts)} prompts do not fit the model's context of {context} tokens: the longest, "
+            f"ending {texts[i][-40:]!r}, has {len(encoded[i])} and needs {token_budgets[i]} more"
+        )
+    for text, ids in zip(texts, encoded, strict=True):
+        if not ids:
+            raise UserError(f"prompt {text[:40]!r} has no tokens, expected some")
+    return encoded
+
+
+def encode_continuations(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each continuation, without special tokens. UserError for one that has none."""
+    encoded = tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+    if not all(encoded):
+        raise UserError(f"continuation {texts[encoded.index([])]!r} has no tokens, expected some")
+    return encoded
+
+
+def shared_length(encoded: Sequence[list[int]]) -> int:
+    """How many first tokens all prompts share, short of the last one of each; 0 if fewer than ``MIN_PREFIX``."""
+    length = len(commonprefix([ids[:-1] for ids in encoded])) if len(encoded) > 1 else 0
+    return length if length >= MIN_PREFIX else 0
+
+
+def batch_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped by similar length, longest first, so that rows x longest stays within ``batch_tokens``."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if group and (len(group) + 1) * lengths[group[0]] > batch_tokens:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def generate(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], max_new_tokens: int,
+    stop: Sequence[str] = (), continuations: Sequence[str] | None = None, **settings: Any,
+) -> list[Generation]:  # fmt: skip
+    """Greedy answers, one a prompt, in the order of ``prompts``; arguments and errors as in ``stream``."""
+    answers: dict[int, Generation] = {}
+    for batch in stream(model, tokenizer, prompts, max_new_tokens, stop, continuations, **settings):
+        answers |= batch
+    return [answers[i] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def stream(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], max_new_tokens: int,
+    stop: Sequence[str] = (), continuations: Sequence[str] | None = None, *,
+    templated: bool = False, indices: set[int] | None = None, batch_tokens: int = 16384,
+    on_finish: Callable[[int, Generation], object] | None = None,
+) -> Iterator[dict[int, Generation]]:  # fmt: skip
+    """Greedy answers to prompts, a batch at a time.
+
+    Args:
+        model: a decoder with transformers' ordinary attention, full or with a sliding window.
+        tokenizer: the model's.
+        prompts: texts.
+        max_new_tokens: of each answer.
+        stop: strings that end an answer.
+        continuations: a text for each prompt, whose loss is measured on the way.
+        templated: the prompts come from a chat template, which has put in every special token.
+        indices: prompts to answer (None: all). Batches are always made of all prompts, so that an answer does not
+            depend on which others are requested; batches without a requested prompt are left out.
+        batch_tokens: tokens of a batch beside the shared prefix, answers included; a batch that does not fit the GPU's
+            memory is halved.
+        on_finish: called with (index, answer) as each answer ends.
+
+    Yields:
+        {index of the prompt: its answer} of a batch.
+
+    Raises:
+        UserError: prompts without tokens or beyond the model's context, or a model with another attention.
+    """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
+    if isinstance(stop, str) or "" in stop:
+        raise UserError(f"stop is {stop!r}, expected a list of strings, none of them empty")
+    continuation_ids = encode_continuations(tokenizer, continuations) if continuations else [[] for _ in prompts]
+    token_budgets = [max(max_new_tokens, len(ids)) for ids in continuation_ids]
+    encoded = encode_prompts(tokenizer, prompts, not templated, model, token_budgets)
+    shared = shared_length(encoded)
+    lengths = [len(ids) - shared + budget for ids, budget in zip(encoded, token_budgets, strict=True)]
+    groups = list(batch_by_length(lengths, batch_tokens))
+    groups = [group for group in groups if indices is None or not indices.isdisjoint(group)]
+    prefix_ids = encoded[0][:shared] if groups else []
+    prefix = run_prefix(model, prefix_ids)
+
+    def answer_batch(group: Sequence[int]) -> dict[int, Generation]:
+        suffixes, answers = [encoded[i][shared:] for i in group], {}
+        losses: list[Loss | None] = [None] * len(group)
+        cache, logits = prefill(model, prefix, suffixes)
+        if continuations:
+            nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
+            losses = [
+                continuation_loss(total, continuation_ids[i], continuations[i])
+                for total, i in zip(nats, group, strict=True)
+            ]
+        for row, tokens, reason in decode(model, tokenizer, cache, logits, suffixes, prefix_ids, max_new_tokens, stop):
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            text = text[: min((start for start in map(text.find, stop) if start >= 0), default=len(text))]
+            answers[group[row]] = Generation(text, len(tokens), reason, losses[row])
+            if on_finish:
+                on_finish(group[row], answers[group[row]])
+        return answers
+
+    with shared_attention(model):
+        while groups:
+            group = sorted(groups.pop(0), key=lambda i: -len(encoded[i]))
+            try:
+                batch = answer_batch(group)
+            except torch.cuda.OutOfMemoryError:
+                if len(group) == 1:
+                    length = len(encoded[group[0]])
+                    raise UserError(f"{model.device}: no memory for one prompt of {length} tokens") from None
+                batch = {}
+            if batch:
+                yield batch
+            else:
+                torch.cuda.empty_cache()  # here, where the error no longer holds the tensors of the batch
+                groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
+
+
+def decode(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: SharedCache, logits: Tensor,
+    suffixes: Sequence[Sequence[int]], prefix_ids: Sequence[int], max_new_tokens: int, stop: Sequence[str],
+) -> Iterator[tuple[int, list[int], str]]:  # fmt: skip
+    """Greedy prompt-lookup decoding of one batch.
+
+    Each step runs the next token of a row together with a draft: the tokens that followed the same ``NGRAM`` tokens
+    earlier in its context (what an answer repeats, such as names and numbers, is drafted well). The drafted tokens that
+    the model would have chosen itself are kept, so a step brings a row one or more tokens, and always the same ones as
+    decoding token by token (speculative decoding, arXiv 2211.17192, with greedy verification).
+
+    Args:
+        cache, logits: as ``prefill`` returns them for ``suffixes``.
+        suffixes: token ids of each prompt after the shared prefix.
+        prefix_ids: token ids of the shared prefix.
+        max_new_tokens, stop: as in ``stream``.
+
+    Yields:
+        (row, token ids of its answer without the end token, stop reason) as the rows finish.
+    """
+    ends = end_tokens(model, tokenizer)
+    # Tokens, of a byte or more, that hold a stop string which has just been completed.
+    n_tail = max((len(string.encode()) for string in stop), default=0) + 8
+    prefix_index = ngram_index(prefix_ids, {}, 0)
+    contexts = [[*suffix] for suffix in suffixes]  # token ids of each row, without the prefix
+    row_indices = [ngram_index(suffix, {}, 0) for suffix in suffixes]
+    answers: list[list[int]] = [[] for _ in suffixes]
+    active_rows, finished = list(range(len(suffixes))), set()
+    new_tokens: list[Sequence[int]] = [[token] for token in logits.argmax(-1).tolist()]
+    while True:
+        for row, tokens in zip(active_rows, new_tokens, strict=True):
+            for token in tokens:
+                reason = None
+                if token in ends:
+                    reason = "eos"
+                else:
+                    answers[row].append(token)
+                    text = tokenizer.decode(answers[row][-n_tail:], skip_special_tokens=True) if stop else ""
+                    if any(string in text for string in stop):
+                        reason = "stop string"
+                    elif len(answers[row]) == max_new_tokens:
+                        reason = "length"
+                if reason:
+                    finished.add(row)
+                    yield row, answers[row], reason
+                    break
+        if len(finished) == len(suffixes):
+            return
+        n_idle = sum(row in finished for row in active_rows)
+        if 4 * n_idle >= len(active_rows):  # to move the others costs more than a few idle rows
+            cache.keep_rows([i for i, row in enumerate(active_rows) if row not in finished])
+            active_rows = [row for row in active_rows if row not in finished]
+        inputs: list[list[int]] = []
+        starts = []
+        for row in active_rows:
+            n_before = len(contexts[row])
+            contexts[row] = [*suffixes[row], *answers[row]]
+            starts.append(len(contexts[row]) - 1)
+            if row in finished:
+                inputs.append([])
+            else:
+                token_budget = min(MAX_DRAFT, max_new_tokens - len(answers[row]) - 1)
+                drafted = draft(contexts[row], row_indices[row], prefix_ids, prefix_index, token_budget)
+                inputs.append([contexts[row][-1], *drafted])
+            ngram_index(contexts[row], row_indices[row], n_before)
+        predicted = iter(forward(model, cache, inputs, starts, every_token=True).argmax(-1).tolist())  # [new]
+        new_tokens = [verify_draft(tokens, [next(predicted) for _ in tokens]) for tokens in inputs]
+
+
+def ngram_index(tokens: Sequence[int], index: NgramIndex, start: int) -> NgramIndex:
+    """Add to ``index``, and return it: each ``NGRAM`` tokens from place ``start`` on -> the place after them."""
+    for i in range(max(start, NGRAM), len(tokens)):
+        index[tuple(tokens[i - NGRAM : i])] = i
+    return index
+
+
+def draft(
+    context: Sequence[int], index: NgramIndex, prefix_ids: Sequence[int], prefix_index: NgramIndex, token_budget: int
+) -> Sequence[int]:
+    """Prompt lookup: up to ``token_budget`` tokens that followed the context's last ``NGRAM`` when they came before.
+
+    The row itself is looked up first (continued as a loop if it ends), then the prefix.
+    """
+    last = tuple(context[-NGRAM:])
+    if (start := index.get(last)) is not None:
+        return [context[start + i % (len(context) - start)] for i in range(token_budget)]
+    start = prefix_index.get(last, len(prefix_ids))
+    return prefix_ids[start : start + token_budget]
+
+
+def verify_draft(tokens: Sequence[int], predicted: Sequence[int]) -> Sequence[int]:
+    """The next tokens, one or more: as many as the model agrees with, and its own after them.
+
+    Args:
+        tokens: the row's last token, which is certain, and the draft.
+        predicted: the model's greedy choice after each of ``tokens``.
+    """
+    n_accepted = 0
+    while n_accepted + 1 < len(tokens) and tokens[n_accepted + 1] == predicted[n_accepted]:
+        n_accepted += 1
+    return predicted[: n_accepted + 1]
+
+
+def prefill(
+    model: "PreTrainedModel", prefix: "Sequence[LayerKV]", suffixes: Sequence[Sequence[int]]
+) -> tuple[SharedCache, Tensor]:
+    """The cache of suffixes, sorted longest first, after a prefix; and logits of the next token [rows, vocabulary]."""
+    cache, logits, batch_tokens = SharedCache(model, prefix, len(suffixes)), [], PREFILL
+    if getattr(model.config, "attn_logit_softcapping", None):  # then all scores are held at once
+        width = model.config.num_attention_heads * (cache.prefix_length + len(suffixes[0]))
+        batch_tokens = min(batch_tokens, MAX_SCORES // width)
+    for group in batch_by_length([len(suffix) for suffix in suffixes], batch_tokens):
+        new_ids = [suffix if row in group else [] for row, suffix in enumerate(suffixes)]
+        logits.append(forward(model, cache, new_ids, [0] * len(suffixes)))  # [rows of the group, vocabulary]
+    return cache, torch.cat(logits)
+
+
+def score_continuations(
+    model: "PreTrainedModel", cache: SharedCache, logits: Tensor, suffixes: Sequence[Sequence[int]],
+    continuation_ids: Sequence[Sequence[int]],
+) -> list[float]:  # fmt: skip
+    """Nats of each row's continuation (one token or more), teacher-forced.
+
+    ``cache`` and ``logits`` are as ``prefill`` returned them for ``suffixes``; decoding may start from them afterwards.
+    """
+    first = torch.tensor([ids[0] for ids in continuation_ids], device=logits.device)  # [rows]
+    nats = F.cross_entropy(logits.float(), first, reduction="none").double()  # [rows]
+    step = max(1, MAX_LOGITS // logits.numel())
+    for start in range(0, max(map(len, continuation_ids)) - 1, step):
+        new_ids = [ids[start : min(start + step, len(ids) - 1)] for ids in continuation_ids]
+        targets = [
+            token
+            for ids, inputs in zip(continuation_ids, new_ids, strict=True)
+            for token in ids[start + 1 : start + 1 + len(inputs)]
+        ]
+        starts = [len(suffix) + start for suffix in suffixes]
+        predictions = forward(model, cache, new_ids, starts, every_token=True)  # [new, vocabulary]
+        target_ids = torch.tensor(targets, device=logits.device)  # [new]
+        losses = F.cross_entropy(predictions.float(), target_ids, reduction="none").double()  # [new]
+        nats.index_add_(0, cache.token_row, losses)
+    return nats.tolist()
+
+
+def continuation_loss(nats: float, ids: Sequence[int], text: str) -> Loss:
+    """The ``Loss`` of a continuation with these token ids."""
+    return Loss(nats, len(ids), len(text.encode()))
+
+
+def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The token ids that end an answer: the tokenizer's and those of the model's generation settings."""
+    eos = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+
+
+@torch.inference_mode()
+def nll(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str],
+    continuations: Sequence[str], batch_tokens: int = PREFILL,
+) -> list[Loss]:  # fmt: skip
+    """The loss of each continuation given its prompt.
+
+    The prompt's tokens are those of the prompt alone, the continuation's those of the continuation alone, and the end
+    of text is not scored.
+
+    Args:
+        model, tokenizer: as in ``stream``.
+        prompts: texts.
+        continuations: a text for each prompt.
+        batch_tokens: of a batch beside the shared prefix.
+
+    Returns:
+        One ``Loss`` a prompt, in their order.
+
+    Raises:
+        UserError: a pair beyond the model's context, or a text without tokens.
+    """
+    continuation_ids = encode_continuations(tokenizer, continuations)
+    prompt_ids = encode_prompts(tokenizer, prompts, True, model, list(map(len, continuation_ids)))
+    shared, losses = shared_length(prompt_ids), {}
+    prefix = run_prefix(model, prompt_ids[0][:shared] if prompt_ids else [])
+    lengths = [len(first) + len(second) - shared for first, second in zip(prompt_ids, continuation_ids, strict=True)]
+    with shared_attention(model):
+        for group in batch_by_length(lengths, batch_tokens):
+            group.sort(key=lambda i: -len(prompt_ids[i]))
+            suffixes = [prompt_ids[i][shared:] for i in group]
+            cache, logits = prefill(model, prefix, suffixes)
+            nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
+            for i, total in zip(group, nats, strict=True):
+                losses[i] = continuation_loss(total, continuation_ids[i], continuations[i])
+    return [losses[i] for i in range(len(prompts))]

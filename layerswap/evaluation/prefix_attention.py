@@ -1,0 +1,289 @@
+"""Shared-prefix attention: keys and values of a prefix that all rows of a batch begin with are held, and read, once.
+
+This is the shared-prefix decomposition of Hydragen (Juravsky et al., arXiv 2402.05099), called *cascade attention* in
+FlashInfer (Ye et al., arXiv 2501.01005): attention to the prefix is one matrix product for the queries of all rows,
+attention to its own suffix is computed for each row. Eight exemplars are nine tenths of an MGSM prompt and the same for
+all problems of a language; they run through the model once. The new tokens of all rows run through the model packed
+into one line, so no padding is computed; only in the attention to its suffix does each row stand by itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface, Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from layerswap.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "layerswap"  # of this attention in transformers
+GROWTH = 64  # tokens by which the buffers of the suffixes grow
+MAX_SPLIT_TOKENS = 8  # new tokens a row, up to which a copy of the prefix for each row costs more than it saves
+SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
+
+LayerKV = tuple[Tensor, Tensor]  # keys and values of one layer
+
+
+class SuffixKVLayer(DynamicLayer):
+    """Keys and values of the rows' suffixes in one layer, [rows, kv heads, capacity, head]: column j is token j."""
+
+    def __init__(self, cache: "SharedCache") -> None:
+        super().__init__()
+        self.cache = cache
+        self.buffers: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> LayerKV:
+        """Write new tokens [1, kv heads, new, head] to their places.
+
+        Returns:
+            Keys and values of the rows of this step, [step rows, kv heads, columns, head].
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        cache = self.cache
+        new_states = (key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))  # [new, kv heads, head] each
+        if not self.buffers:  # zeros: what no row may see must still be a number
+            shapes = [(cache.n_rows, x.shape[1], cache.n_columns + GROWTH, x.shape[2]) for x in new_states]
+            self.buffers = [x.new_zeros(shape) for x, shape in zip(new_states, shapes, strict=True)]
+        elif cache.n_columns > (capacity := self.buffers[0].shape[2]):
+            self.buffers = [F.pad(buffer, (0, 0, 0, cache.n_columns - capacity + GROWTH)) for buffer in self.buffers]
+        for buffer, states in zip(self.buffers, new_states, strict=True):
+            buffer[cache.token_row, :, cache.token_column] = states  # [new, kv heads, head]
+        self.keys, self.values = (buffer[cache.step_rows, :, : cache.n_columns] for buffer in self.buffers)
+        return self.keys, self.values
+
+
+class SharedCache(Cache):
+    """The cache of rows that share a prefix: the prefix once, and a ``SuffixKVLayer`` for each layer.
+
+    Args:
+        model: the decoder.
+        prefix: each layer's keys and values [kv heads, length, head], as ``run_prefix`` returns them; may be empty.
+        n_rows: rows of the batch.
+
+    The new tokens of a step, in their packed order, are described by ``token_row`` (of the batch), ``token_column`` (of
+    the suffix), ``token_slot`` (among the new tokens of its row) and ``token_step_row`` (row within ``step_rows``), all
+    int64 [new].
+    """
+
+    def __init__(self, model: "PreTrainedModel", prefix: Sequence[LayerKV], n_rows: int) -> None:
+        super().__init__(layers=[SuffixKVLayer(self) for _ in range(model.config.num_hidden_layers)])
+        self.prefix, self.n_rows, self.device = prefix, n_rows, model.device
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the shared prefix."""
+        return self.prefix[0][0].shape[1] if self.prefix else 0
+
+    def begin_step(self, new_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Set up a forward pass over new tokens.
+
+        A column once written may be written again: what a row may see ends at the column of the token that looks.
+
+        Args:
+            new_ids: token ids of each row, empty for a row that has none in this step.
+            starts: the column of each row's first new token.
+
+        Returns:
+            The ids packed into one line, int64 [new].
+        """
+        rows = [row for row, ids in enumerate(new_ids) if ids]
+        self.step_rows = slice(rows[0], rows[-1] + 1)
+        places = [(token, row, starts[row] + slot, slot) for row in rows for slot, token in enumerate(new_ids[row])]
+        columns = torch.tensor(places, device=self.device).T
+        packed_ids, self.token_row, self.token_column, self.token_slot = columns  # [new] each
+        self.token_step_row = self.token_row - rows[0]
+        self.step_width = max(len(new_ids[row]) for row in rows)
+        self.n_columns = max(starts[row] + len(new_ids[row]) for row in rows)
+        self.masks: dict[tuple[int | None, bool], Tensor] = {}
+        self.n_attended = 0  # layers that came to ``attention`` in this step
+        return packed_ids
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drop all rows of the batch but these."""
+        self.n_rows = len(rows)
+        for layer in self.layers:
+            layer.buffers = [buffer[torch.tensor(rows, device=self.device)] for buffer in layer.buffers]
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """Packed tokens [new, ..., last] -> [step rows, ..., width, last], zeros where a row has no token."""
+        n_rows = self.step_rows.stop - self.step_rows.start
+        padded = tokens.new_zeros(n_rows, *tokens.shape[1:-1], self.step_width, tokens.shape[-1])
+        padded.movedim(-2, 1)[self.token_step_row, self.token_slot] = tokens
+        return padded
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """The inverse of ``pad``: [step rows, ..., width, last] -> packed tokens [new, ..., last]."""
+        return padded.movedim(-2, 1)[self.token_step_row, self.token_slot]
+
+    def attention_mask(self, window: int | None, padded: bool = False) -> Tensor:
+        """Which keys each new token may see; True: may.
+
+        Args:
+            window: of sliding attention, in tokens; None for full attention.
+            padded: one mask a row, rather than one a packed token.
+
+        Returns:
+            bool [new, prefix + columns], or if ``padded`` [step rows, width, prefix + columns].
+        """
+        if (window, padded) not in self.masks:
+            position = self.prefix_length + self.token_column[:, None]  # [new, 1]
+            if padded:
+                position = self.pad(position)  # [step rows, width, 1]
+            keys = torch.arange(self.prefix_length + self.n_columns, device=position.device)
+            mask = keys <= position
+            self.masks[window, padded] = mask if window is None else mask & (keys > position - window)
+        return self.masks[window, padded]
+
+
+def check_attention(model: "PreTrainedModel") -> None:
+    """UserError unless all layers of a model have ordinary attention, full or with a sliding window."""
+    unsupported = set(getattr(model.config, "layer_types", None) or ()) - SUPPORTED_LAYERS
+    if unsupported or not model._can_set_attn_implementation():
+        obstacle = f"layers of {min(unsupported)}" if unsupported else "an attention of its own"
+        raise UserError(f"{type(model).__name__} has {obstacle}, which the evaluation kernel cannot run")
+
+
+cache_stack: list[SharedCache] = []  # its last one is the cache of the forward pass under way
+
+
+def attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
+    scaling: float | None = None, softcap: float | None = None, sliding_window: int | None = None, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Cascade attention as an attention function of transformers (``AttentionInterface``).
+
+    query [1, heads, new, head]; key and value as ``SuffixKVLayer.update`` returns them. Returns [1, new, heads, head].
+    """
+    cache = cache_stack[-1]
+    cache.n_attended += 1
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None or query.shape[-1] != value.shape[-1]:
+        raise UserError(f"{type(module).__name__}: attention with sinks, biases or unequal heads cannot be run here")
+    prefix = cache.prefix[module.layer_idx] if cache.prefix else None
+    query = query[0].transpose(0, 1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)  # [new, heads, head]
+    if cache.step_width > MAX_SPLIT_TOKENS and softcap is None:
+        output = sdpa_attention(cache, query, key, value, prefix, sliding_window)
+    else:
+        output = split_attention(cache, query, key, value, prefix, sliding_window, softcap)
+    return output[None], None
+
+
+def sdpa_attention(
+    cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, prefix: LayerKV | None, window: int | None
+) -> Tensor:
+    """Many new tokens a row (prefill): torch's kernel, over a copy of the prefix for each row; [new, heads, head]."""
+    n_rows, kv_heads = key.shape[:2]
+    if prefix:
+        pairs = zip(prefix, (key, value), strict=True)
+        key, value = (torch.cat([shared.expand(n_rows, -1, -1, -1), suffix], 2) for shared, suffix in pairs)
+    padded = cache.pad(query)  # [rows, heads, width, head]
+    mask = cache.attention_mask(window, padded=True)[:, None]  # [rows, 1, width, all]
+    mask = mask.expand(-1, padded.shape[1] // kv_heads, -1, -1).flatten(1, 2)[:, None]  # [rows, 1, group x width, all]
+    grouped = padded.reshape(n_rows, kv_heads, -1, padded.shape[-1])  # [rows, kv heads, group x width, head]
+    output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=1.0)
+    return cache.unpad(output.view(padded.shape))
+
+
+def split_attention(
+    cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, prefix: LayerKV | None, window: int | None,
+    softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """A few new tokens a row (decoding): the prefix is read once for the queries of all rows; [new, heads, head].
+
+    The scores of both parts enter one softmax, so no log-sum-exp merge as in Hydragen is needed.
+    """
+    n_new, n_heads, head = query.shape
+    kv_heads = key.shape[1]
+    query = query.view(n_new, kv_heads, -1, head)  # [new, kv heads, group, head]
+    grouped = cache.pad(query)  # [rows, kv heads, group, width, head]
+    suffix_scores = grouped.flatten(2, 3) @ key.transpose(2, 3)  # [rows, kv heads, group x width, columns]
+    suffix_scores = cache.unpad(suffix_scores.view(*grouped.shape[:-1], -1))  # [new, kv heads, group, columns]
+    suffix_scores = suffix_scores.permute(1, 2, 0, 3)  # [kv heads, group, new, columns]
+    prefix_scores = suffix_scores[..., :0]
+    if prefix:
+        queries = query.permute(1, 2, 0, 3).flatten(1, 2)  # [kv heads, group x new, head]
+        prefix_scores = (queries @ prefix[0].transpose(1, 2)).view(*suffix_scores.shape[:3], -1)
+    scores = torch.cat([prefix_scores, suffix_scores], -1)  # [kv heads, group, new, all]
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    hidden, lowest = ~cache.attention_mask(window), torch.finfo(scores.dtype).min  # [new, all]
+    if window is None:  # all of the prefix may be seen
+        scores[..., cache.prefix_length :].masked_fill_(hidden[:, cache.prefix_length :], lowest)
+    else:
+        scores.masked_fill_(hidden, lowest)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    suffix_weights = weights[..., cache.prefix_length :].permute(2, 0, 1, 3)  # [new, kv heads, group, columns]
+    suffix_weights = cache.pad(suffix_weights)  # [rows, kv heads, group, width, columns]
+    output = (suffix_weights.flatten(2, 3) @ value).view(grouped.shape)  # [rows, kv heads, group, width, head]
+    output = cache.unpad(output)  # [new, kv heads, group, head]
+    if prefix:
+        prefix_output = weights[..., : cache.prefix_length].flatten(1, 2) @ prefix[1]  # [kv heads, group x new, head]
+        output = output + prefix_output.view(kv_heads, -1, n_new, head).permute(2, 0, 1, 3)
+    return output.reshape(n_new, n_heads, head)
+
+
+AttentionInterface.register(NAME, attention)
+
+
+@contextmanager
+def shared_attention(model: "PreTrainedModel") -> Iterator[None]:
+    """The model with this attention while the block lasts."""
+    previous = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(previous)
+
+
+def forward(
+    model: "PreTrainedModel", cache: SharedCache, new_ids: Sequence[Sequence[int]], starts: Sequence[int],
+    every_token: bool = False,
+) -> Tensor:  # fmt: skip
+    """Run new tokens through a model within ``shared_attention``.
+
+    Args:
+        model: the decoder.
+        cache: of the rows; the new tokens are added to it.
+        new_ids, starts: as in ``SharedCache.begin_step``.
+        every_token: return logits after each new token, not only after the last one of each row.
+
+    Returns:
+        Logits [rows with new tokens, vocabulary], or [new, vocabulary] if ``every_token``.
+
+    Raises:
+        UserError: a layer did not come to this attention; it would have answered without its context.
+    """
+    ids = cache.begin_step(new_ids, starts)
+    last_tokens = torch.tensor([len(row) for row in new_ids if row]).cumsum(0) - 1  # [rows]
+    cache_stack.append(cache)
+    try:
+        logits = model(
+            input_ids=ids[None], position_ids=(cache.prefix_length + cache.token_column)[None], past_key_values=cache,
+            logits_to_keep=0 if every_token else last_tokens.to(model.device),
+        ).logits[0]  # fmt: skip
+    finally:
+        cache_stack.pop()
+    if cache.n_attended != len(cache.layers):
+        observed = f"{cache.n_attended} of {len(cache.layers)} layers call"
+        raise UserError(f"{type(model).__name__}: {observed} transformers' attention, which the kernel needs of all")
+    return logits
+
+
+def run_prefix(model: "PreTrainedModel", ids: Sequence[int]) -> list[LayerKV]:
+    """Keys and values of a prefix by the model's own attention, each [kv heads, length, head], for ``SharedCache``.
+
+    UserError, before anything runs, for a model with an attention that ``SharedCache`` cannot serve.
+    """
+    check_attention(model)
+    if not ids:
+        return []
+    cache = DynamicCache()  # without the config: every layer keeps all, also those with a window
+    model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, logits_to_keep=1)
+    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]

@@ -1,0 +1,149 @@
+"""Plans as mergekit YAML, so that a merge can be repeated with, or brought in from, the tool most people know.
+
+Written for mergekit 0.1.5. Its ``passthrough`` copies bits; its ``linear`` calculates everywhere, which turns -0.0 into
++0.0 in copied tensors and can round a mixed element the other way.
+"""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from layerswap.errors import UserError
+from layerswap.merging.plans import Plan
+from layerswap.merging.task_vectors import MergePlan
+
+MAX_LAYERS = 100_000  # of a model; more are a mistake
+FIELDS = {"merge_method", "base_model", "dtype", "out_dtype", "slices", "parameters"}
+
+
+def to_mergekit(
+    plan: MergePlan, math: str | Path, language: str | Path, dtype: str, donor: str = "math"
+) -> dict[str, Any]:
+    """The mergekit configuration that makes the same weights.
+
+    Non-layer weights are pinned by a slice of no layers at either end, because mergekit takes them from the sources of
+    the first and the last slice.
+
+    Args:
+        plan: a ``Plan``.
+        math: the math expert's folder or name.
+        language: the language expert's folder or name.
+        dtype: "bfloat16", "float16" or "float32".
+        donor: "math" or "language", whose config and tokenizer the result gets.
+
+    Returns:
+        JSON-able data for ``yaml.safe_dump``.
+
+    Raises:
+        UserError: task vectors, or two models of one name.
+    """
+    if not isinstance(plan, Plan):
+        raise UserError(f"plan {plan.name!r} is {plan.method}: only slices are written for mergekit")
+    if str(math) == str(language):
+        raise UserError(f"{math}: is both the math and the language model, expected two names")
+    exact = {*plan.layers, plan.non_layer_weight} <= {0, 1}
+
+    def layer_slice(start: int, end: int, language_weight: float) -> dict[str, Any]:
+        sources = []
+        for model, weight in ((language, language_weight), (math, 1 - language_weight)):
+            if weight:
+                parameters = {} if exact else {"parameters": {"weight": weight}}
+                sources.append({"model": str(model), "layer_range": [start, end], **parameters})
+        return {"sources": sources}
+
+    slices, start = [layer_slice(0, 0, plan.non_layer_weight)], 0
+    for weight, layers in groupby(plan.layers):
+        end = start + len(list(layers))
+        slices.append(layer_slice(start, end, weight))
+        start = end
+    return {
+        "merge_method": "passthrough" if exact else "linear",
+        "base_model": str(math if donor == "math" else language),
+        "dtype": dtype,
+        "slices": [*slices, layer_slice(0, 0, plan.non_layer_weight)],
+    }
+
+
+def from_mergekit(data: dict[str, Any], math: str | Path, language: str | Path, name: str = "mergekit plan") -> Plan:
+    """The plan of a mergekit configuration of the kind that ``to_mergekit`` writes.
+
+    Read: slices of ``passthrough`` or ``linear`` over the layers of two models in their order. base_model, dtype and
+    out_dtype play no part: config and tokenizer come from the donor, dtypes from the experts.
+
+    Args:
+        data: the configuration.
+        math: the math expert's name in it; two paths to one folder count as equal.
+        language: the language expert's name in it.
+        name: of the plan.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: what a plan cannot express, by name: other methods and fields, other models, filters, layers left
+            out, repeated or moved.
+    """
+    if unknown := sorted(set(data) - FIELDS, key=str):
+        raise UserError(f"field {unknown[0]!r} cannot be read, expected only {', '.join(sorted(FIELDS))}")
+    method = data.get("merge_method")
+    if method not in ("passthrough", "linear"):
+        raise UserError(f"merge_method is {method!r}, expected passthrough or linear")
+    if (data.get("parameters") or {}) not in ({}, {"normalize": True}):
+        raise UserError(f"parameters is {data['parameters']!r}, expected none, or normalize: true")
+    slices = data.get("slices")
+    if not isinstance(slices, list) or not slices:
+        raise UserError(f"slices is {slices!r}, expected a list")
+    layers: list[float] = []
+    weights: list[float] = []  # of the slices
+    for i, layer_slice in enumerate(slices):
+        try:
+            ((start, end),) = {tuple(source["layer_range"]) for source in layer_slice["sources"]}
+            if set(layer_slice) != {"sources"} or {type(start), type(end)} != {int} or end > MAX_LAYERS:
+                raise ValueError
+        except (TypeError, KeyError, ValueError):
+            raise UserError(f"slices[{i}]: expected only sources, with one layer_range [start, end)") from None
+        if start != end and start != len(layers) or not 0 <= start <= end:
+            raise UserError(f"slices[{i}]: layer_range is [{start}, {end}], expected to start at {len(layers)}")
+        weights.append(language_weight(layer_slice["sources"], method, math, language, f"slices[{i}]"))
+        layers += [weights[-1]] * (end - start)
+    if weights[0] != weights[-1]:
+        ends = f"the first slice gives the embeddings weight {weights[0]}, the last the head {weights[-1]}"
+        raise UserError(f"{ends}, expected one weight outside the layers")
+    return Plan(name, tuple(layers), weights[0])
+
+
+def language_weight(
+    sources: list[dict[str, Any]], method: str, math: str | Path, language: str | Path, location: str
+) -> float:
+    """The language expert's weight in a slice. UserError for other models and for weights that are no numbers."""
+    weights = {"math": 0.0, "language": 0.0}
+    for source in sources:
+        parameters = source.get("parameters") or {}
+        if (
+            set(source) - {"model", "layer_range", "parameters"}
+            or not isinstance(parameters, dict)
+            or parameters.keys() - {"weight"}
+        ):
+            raise UserError(f"{location}: a source has only model, layer_range and a weight, found {source!r}")
+        model = source.get("model")
+        if same_model(model, math):
+            role = "math"
+        elif same_model(model, language):
+            role = "language"
+        else:
+            raise UserError(f"{location}: model is {model!r}, expected {math} or {language}")
+        weight = parameters.get("weight", 1.0 if method == "passthrough" else None)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1e300:
+            raise UserError(f"{location}: weight is {weight!r}, expected a number, 0 or more")
+        weights[role] += weight
+    total = sum(weights.values())
+    if method == "passthrough" and len(sources) != 1 or not total:
+        raise UserError(
+            f"{location}: {method} of {len(sources)} sources with weights {list(weights.values())} is no mean"
+        )
+    return weights["language"] / total
+
+
+def same_model(name: Any, expected: str | Path) -> bool:
+    """Whether two names mean one model: equal, or one folder."""
+    return str(name) == str(expected) or Path(str(name)).resolve() == Path(expected).resolve()

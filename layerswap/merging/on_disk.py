@@ -1,0 +1,221 @@
+"""The merge on disk: expert folders and a plan become a new checkpoint folder with its manifest.
+
+All is planned from headers before a byte is written. Where the plan's weight is 0 or 1 bytes are copied, elsewhere
+``arithmetic`` calculates them. Either way goes chunk by chunk: memory does not grow with the model.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from layerswap import __version__
+from layerswap.checkpoints.compatibility import check_compatible
+from layerswap.checkpoints.safetensors import DTYPE_BYTES, StoredTensor, layer_count, read_header, tensors_digest
+from layerswap.errors import UserError
+from layerswap.files import atomic_folder, check_space, check_target, file_digest, start_writeback
+from layerswap.merging.arithmetic import check_mixable, merge_chunks
+from layerswap.merging.manifest import write_metadata
+from layerswap.merging.task_vectors import MergePlan
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """One tensor of the merge.
+
+    Attributes:
+        name: of the tensor.
+        start: its first byte in the shard's file.
+        weight: the language expert's; None for task vectors.
+        sources: role -> the tensor of that model, for each model that it is made of.
+    """
+
+    name: str
+    start: int
+    weight: float | None
+    sources: dict[str, StoredTensor]
+
+    @property
+    def is_copy(self) -> bool:
+        return len(self.sources) == 1
+
+    @property
+    def n_bytes(self) -> int:
+        return next(iter(self.sources.values())).n_bytes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the merge: its name, its header as bytes, its tensors, and its size in bytes."""
+
+    file: str
+    header: bytes
+    tensors: list[MergedTensor]
+    n_bytes: int
+
+
+def merge(
+    math: str | Path, language: str | Path, plan: MergePlan, out: str | Path, *, base: str | Path | None = None,
+    donor: str = "math", shard_size: int = 5 << 30, hashing: bool = True,
+    progress: Callable[[int], object] = lambda n_bytes: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the merge of two experts under a plan to the new folder ``out``.
+
+    Args:
+        math: the math expert's folder.
+        language: the language expert's folder.
+        plan: a ``Plan``, or ``TaskVectors``.
+        out: the folder to write: it does not exist, or is empty.
+        base: the folder of their base model, for ``TaskVectors`` only.
+        donor: "math" or "language", whose config, generation config, tokenizer and chat template the result gets.
+        shard_size: bytes of the tensors in the largest shard; a larger tensor has a shard of its own.
+        hashing: whether the manifest has sha256s, taken as the bytes pass; without them it cannot be verified.
+        progress: called with the number of bytes of each tensor that is done.
+
+    Returns:
+        The manifest, also written to layerswap.json: plan, donor, experts; ``tensors``, name -> source ("math",
+        "language", "math+language" ...), weight, sha256, and ``from``, the sha256 of each source of a mixed one;
+        ``digest`` of the merged weights; ``files`` with the sha256 of those that are not weights.
+
+    Raises:
+        UserError: ``out`` is not new or empty, the disk is too full, the models do not fit each other, or the plan does
+            not fit them. Nothing is written then.
+    """
+    if (base is None) == ("base" in plan.roles):
+        raise UserError(f"plan {plan.name!r} needs {', '.join(plan.roles)}; base is {base}")
+    folders = {"math": Path(math), "language": Path(language)} | ({} if base is None else {"base": Path(base)})
+    headers = check_inputs(folders, plan, out, donor, shard_size)
+    shards = plan_shards(headers, plan, shard_size)
+    weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
+    n_bytes = sum(tensor.n_bytes for tensor in headers["math"].values())
+    check_space(out, sum(shard.n_bytes for shard in shards))
+    manifest: dict[str, Any] = {
+        "layerswap": __version__, "plan": plan.to_dict(), "donor": donor,
+        "experts": {role: {"folder": os.fsencode(folder.resolve().name).decode(errors="replace"),
+                           "config": file_digest(folder / "config.json")} for role, folder in folders.items()},
+    }  # fmt: skip
+    with atomic_folder(out) as folder:
+        manifest["tensors"] = write_tensors(folder, shards, plan, hashing, progress)
+        if hashing:
+            digests = {name: entry["sha256"] for name, entry in manifest["tensors"].items()}
+            manifest["digest"] = tensors_digest(headers["math"], digests)
+        write_metadata(folder, folders[donor], weight_map, n_bytes, manifest)
+    return manifest
+
+
+def check_inputs(
+    folders: Mapping[str, Path], plan: MergePlan, out: str | Path, donor: str, shard_size: int
+) -> dict[str, dict[str, StoredTensor]]:
+    """role -> header. UserError unless the folders can be merged under the plan to ``out``."""
+    if donor not in ("math", "language"):
+        raise UserError(f"donor is {donor!r}, expected math or language")
+    if shard_size < 1:
+        raise UserError(f"shard_size is {shard_size!r}, expected a number of bytes, 1 or more")
+    roles = list(folders)
+    for i, role in enumerate(roles):
+        for other in roles[:i]:
+            if folders[role].resolve() == folders[other].resolve():
+                raise UserError(f"{folders[role]}: is both the {other} and the {role} model, expected two folders")
+    check_target(out)
+    for role, folder in folders.items():
+        if Path(out).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{out}: lies in the {role} model's folder {folder}, expected a place of its own")
+    for role in roles[1:]:
+        check_compatible(folders["math"], folders[role])
+    headers = {role: read_header(folder) for role, folder in folders.items()}
+    plan.check_depth(layer_count(folders["math"]), folders["math"])
+    check_mixable(headers["math"], plan)
+    return headers
+
+
+def plan_shards(headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePlan, shard_size: int) -> list[Shard]:
+    """The shards of the merge, in the order of the math expert's files and of the tensors in them."""
+    math = headers["math"]
+    groups: list[list[str]] = []  # names of the tensors of each shard
+    n_bytes = 0  # of the last group
+    for name in sorted(math, key=lambda name: (math[name].file, -DTYPE_BYTES[math[name].dtype], math[name].start)):
+        if not groups or n_bytes + math[name].n_bytes > shard_size:
+            groups.append([])
+            n_bytes = 0
+        groups[-1].append(name)
+        n_bytes += math[name].n_bytes
+    shards = []
+    for i, group in enumerate(groups, 1):
+        # Widest dtypes first keeps every tensor aligned, as in safetensors itself.
+        group.sort(key=lambda name: -DTYPE_BYTES[math[name].dtype])
+        file = "model.safetensors" if len(groups) == 1 else f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in group:
+            start, end = end, end + math[name].n_bytes
+            entries[name] = {"dtype": math[name].dtype, "shape": math[name].shape, "data_offsets": [start, end]}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        tensors = [
+            MergedTensor(
+                name, len(header) + entries[name]["data_offsets"][0], plan.weight(name),
+                select_sources(headers, plan, name),
+            )
+            for name in group
+        ]  # fmt: skip
+        shards.append(Shard(file, header, tensors, len(header) + end))
+    return shards
+
+
+def select_sources(
+    headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePlan, name: str
+) -> dict[str, StoredTensor]:
+    """role -> tensor of each model that a merged tensor is made of."""
+    weight = plan.weight(name)
+    roles = ("math",) if weight == 0 else ("language",) if weight == 1 else plan.roles
+    return {role: headers[role][name] for role in roles}
+
+
+def write_tensors(
+    folder: Path, shards: Sequence[Shard], plan: MergePlan, hashing: bool, progress: Callable[[int], object]
+) -> dict[str, dict[str, Any]]:
+    """Write the shards' files; returns the manifest's entry of each tensor, in the order of the tensors."""
+    jobs = []  # a tensor and its file
+    for shard in shards:
+        path = folder / shard.file
+        with path.open("wb") as file:
+            file.write(shard.header)
+            file.truncate(shard.n_bytes)
+        jobs += [(path, tensor) for tensor in shard.tensors]
+    entries = {}
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        try:
+            results = pool.map(lambda job: write_tensor(job[0], job[1], plan, hashing), jobs)
+            for (_, tensor), entry in zip(jobs, results, strict=True):
+                entries[tensor.name] = entry
+                progress(tensor.n_bytes)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return entries
+
+
+def write_tensor(path: Path, tensor: MergedTensor, plan: MergePlan, hashing: bool) -> dict[str, Any]:
+    """Write a tensor into its place in a shard's file; returns the manifest's entry."""
+    entry: dict[str, Any] = {"source": "+".join(tensor.sources), "weight": tensor.weight}
+    merged_sha, source_shas = sha256(), [sha256() for _ in tensor.sources]
+    with path.open("r+b") as file:
+        file.seek(tensor.start)
+        for chunks, merged in merge_chunks(tensor.name, tensor.sources, plan):
+            file.write(merged)
+            if hashing:
+                merged_sha.update(merged)
+                if not tensor.is_copy:
+                    for sha, chunk in zip(source_shas, chunks, strict=True):
+                        sha.update(chunk)
+        start_writeback(file.fileno(), tensor.start, tensor.n_bytes)
+    if hashing:
+        entry["sha256"] = merged_sha.hexdigest()
+        if not tensor.is_copy:
+            entry["from"] = {role: sha.hexdigest() for role, sha in zip(tensor.sources, source_shas, strict=True)}
+    return entry

@@ -1,0 +1,18 @@
+from .cost import cost_report as cost_report
+from .experiments import (
+    Condition as Condition,
+    Experiment as Experiment,
+    candidates as candidates,
+    condition as condition,
+    ends as ends,
+    first_answers as first_answers,
+    methods as methods,
+    profile_experiments as profile_experiments,
+    single_layers as single_layers,
+    starting_point as starting_point,
+    transition_zone as transition_zone,
+    width_map as width_map,
+)
+from .notebooks import run_profile as run_profile
+from .profiles import Project as Project, find_base as find_base, find_task as find_task, load_profile as load_profile
+from .scores import ProfileScores as ProfileScores, held_out_losses as held_out_losses

@@ -1,0 +1,66 @@
+"""``python -m layerswap.run``: what ``make`` calls.
+
+``run --profile lab [01_experts ...]`` runs the notebooks that changed, ``cost`` says what a profile would cost,
+``report`` writes FINDINGS.md, and ``refresh`` executes the sources in place with their own defaults.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from layerswap.terminal import print_error, run_command
+
+KEPT = "finished notebooks, trained experts and answers are kept; the same command goes on from there"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        1 for a notebook that failed, 2 for bad input, 130 for an interruption, else 0.
+    """
+    return run_command(lambda: dispatch(parse(arguments)), KEPT)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m layerswap.run", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run", help="run what changed, under a profile")
+    coster = commands.add_parser("cost", help="what a profile would cost; nothing is run or fetched")
+    commands.add_parser("report", help="write FINDINGS.md from the figures of all profiles")
+    refresher = commands.add_parser("refresh", help="execute the sources in place with their defaults")
+    for command in (runner, coster):
+        command.add_argument("--profile", default="lab", help="name of a file in params/ (default: lab)")
+    for command in (runner, refresher):
+        command.add_argument("names", nargs="*", help="notebooks, such as 01_experts (default: all)")
+    return parser.parse_args(arguments)
+
+
+def dispatch(options: argparse.Namespace) -> int:
+    """Do what the options say. Imports are lazy, so that an interruption of them is none of a library's."""
+    from layerswap.run import notebooks
+    from layerswap.run.profiles import Project, load_profile
+
+    project = Project()
+    if options.command == "run":
+        try:
+            notebooks.run_profile(project, options.profile, options.names)
+        except notebooks.NotebookFailed as error:
+            print_error(str(error))
+            return 1
+    elif options.command == "cost":
+        from layerswap.run.cost import cost_report
+
+        print("\n".join(cost_report(options.profile, load_profile(project, options.profile))))
+    elif options.command == "report":
+        from layerswap.run.experiments import write_findings
+
+        write_findings(project)
+    else:
+        notebooks.refresh(project, options.names)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""A profile's cost before it is run: what is loaded, trained, merged and evaluated, with memory, disk and time.
+
+Nothing is fetched and no model is loaded. Sizes come from files that are here; of a model on the hub that is not, from
+the billions in its name. Times assume SPEED: they say hours or days, no more.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from layerswap.checkpoints.loading import HUB
+from layerswap.checkpoints.safetensors import count_weights, layer_count, read_header
+from layerswap.errors import UserError
+from layerswap.experts.index import check_experts, pair_counts
+from layerswap.files import BUILD, ROOT
+from layerswap.lab.world import BASE
+from layerswap.run.experiments import Condition, Experiment, profile_experiments
+from layerswap.run.profiles import Parameters, find_task
+
+# What a device does of its best, assumed: floating-point operations and bytes of memory a second.
+SPEED = {"cpu": (2e11, 2e10), "cuda": (4e14, 2e12)}  # two cores of a server; an H100 in bfloat16
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
+BYTES_PER_TRAINED_WEIGHT = 16  # itself, its gradient, two moments of AdamW, all in float32
+QUESTION_TOKENS = 150  # about
+ROWS_AT_ONCE = 32  # answers, about
+SMOLLM2 = "SmolLM2-135M"  # what the base smollm2 is, before it has been fetched
+
+
+def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
+    """The estimate of a profile as lines of text.
+
+    Args:
+        settings: notebook -> parameters, as ``load_profile`` gives them.
+
+    Raises:
+        UserError: for parameters that cannot be run.
+    """
+    p = settings["01_experts"]
+    tuning = p["fine_tuning"]
+    check_experts(p["math_experts"], p["language_experts"], p["languages"], p["seeds"], p["baselines"])
+    check_devices(settings)
+    check_splits(p["source"], settings["05_mgsm"])
+    n_weights, n_layers, how = model_size(p["base"])
+    flops, bandwidth = SPEED[p["device"]]
+    processes = count_processes(tuning["launch"])
+
+    named = [*p["math_experts"], *p["language_experts"]]
+    fetched = [name for name in (p["base"], *named) if HUB.fullmatch(name) and not cached_model(name)]
+    disk = 2.0 * n_weights * len(fetched)
+    lines = [f"profile {profile}: {n_weights / 1e6:,.1f} million weights ({how}); nothing is fetched or run by this"]
+    lines.append(f"load       base {p['base']}" + "".join(f"\n           expert {name}" for name in named))
+    lines.append(f"           {len(fetched)} model(s) to fetch from the hub, about {gigabytes(disk)} in bfloat16")
+
+    training_seconds = 0.0
+    expert_bytes = (2 if tuning["lora_rank"] else 4) * n_weights
+    trained = trained_models(p)
+    for name, subjects, count in trained:
+        steps = sum(tuning[f"{subject}_steps"] for subject in subjects)
+        tokens = steps * tuning["batch_size"] * tuning["max_length"]
+        data_sets = [data_set for subject in subjects for data_set in tuning[f"{subject}_data"]]
+        text = ", ".join(data_sets) or f"{p['source']}'s own text"
+        how = f"LoRA of rank {tuning['lora_rank']}" if tuning["lora_rank"] else "all weights"
+        rows = f"{steps} steps of {tuning['batch_size']} rows"
+        lines.append(f"train      {count} {name} expert(s), {how}: {rows}, at most {tokens / 1e6:,.1f} M tokens each,"
+                     f" on {text}")  # fmt: skip
+        training_seconds += count * (4 if tuning["lora_rank"] else 6) * n_weights * tokens / flops / processes
+        disk += count * expert_bytes
+    if trained:
+        memory = (4 if tuning["lora_rank"] else BYTES_PER_TRAINED_WEIGHT) * n_weights
+        disk += 2 * memory  # two checkpoints of a training
+        spread = f", over {processes} processes" if processes > 1 else ""
+        lines.append(f"           memory {gigabytes(memory)}{spread}, and activations; at most"
+                     f" {format_duration(training_seconds)}")  # fmt: skip
+    disk += expert_bytes
+    lines.append(f"merge      one checkpoint on disk, {gigabytes(expert_bytes)}; all others in memory")
+
+    evaluation_seconds = 0.0
+    for name, count in count_answers(settings, n_layers).items():
+        q = settings[name]
+        lines.append(f"evaluate   {name}: at most {count:,} answers of at most {q['max_new_tokens']} tokens,"
+                     f" {q['exemplars']} exemplars")  # fmt: skip
+        tokens = QUESTION_TOKENS + q["max_new_tokens"]
+        read = q["max_new_tokens"] / ROWS_AT_ONCE * BYTES_PER_WEIGHT[q["eval_dtype"]] * n_weights / bandwidth
+        evaluation_seconds += count * (2 * n_weights * tokens / flops + read)
+    memory = 3.3 * BYTES_PER_WEIGHT[p["eval_dtype"]] * n_weights
+    lines.append(f"           memory {gigabytes(memory)} (two experts and what is mixed of them) and the cache of a"
+                 f" batch; at most {format_duration(evaluation_seconds)}")  # fmt: skip
+    lines.append(f"in all     disk {gigabytes(disk)}, at most {format_duration(training_seconds + evaluation_seconds)}"
+                 f" on {p['device']} (assuming {flops:.0e} operations and {bandwidth:.0e} bytes a second)")  # fmt: skip
+    return lines
+
+
+def trained_models(parameters: Parameters) -> list[tuple[str, tuple[str, ...], int]]:
+    """(name, subjects whose rows it learns, how many) of all kinds of models that 01_experts would train."""
+    languages, n_seeds = parameters["languages"], len(parameters["seeds"])
+    experts = {"math": ("math",)} | {language: ("language",) for language in languages}
+    trained = [] if parameters["math_experts"] else [("math", experts["math"], n_seeds)]
+    if not parameters["language_experts"]:
+        trained += [(language, experts[language], n_seeds) for language in languages]
+    if "frozen" in parameters["baselines"]:
+        trained += [(f"frozen {name}", subjects, n_seeds) for name, subjects in experts.items()]
+    if "joint" in parameters["baselines"]:
+        trained += [(f"joint {language}", ("math", "language"), n_seeds) for language in languages]
+    return trained
+
+
+def check_devices(settings: dict[str, Parameters]) -> None:
+    """UserError unless device and dtype are known."""
+    for name, parameters in settings.items():
+        for parameter, choices in (("device", SPEED), ("eval_dtype", BYTES_PER_WEIGHT)):
+            if (value := parameters[parameter]) not in choices:
+                raise UserError(f"{name}: {parameter} is {value!r}, expected one of {', '.join(choices)}")
+
+
+def check_splits(source: str, parameters: Parameters) -> None:
+    """UserError if 05_mgsm would test validation problems."""
+    n_test, n_problems = find_task(source).n_test, parameters["n_problems"]
+    if parameters["n_validation"] and n_test is not None and n_problems > n_test:
+        raise UserError(f"05_mgsm: n_problems is {n_problems}, but the problems after the first {n_test} are validation"
+                        " problems; lower n_problems, or set n_validation to 0")  # fmt: skip
+
+
+def model_size(name: str) -> tuple[float, int, str]:
+    """(weights, layers, how that is known) of a base; of one that is not here 32 layers are taken for granted.
+
+    UserError if its size cannot be known.
+    """
+    folder = {"lab": BASE, "smollm2": BUILD / "smollm2" / "base"}.get(name) or cached_model(name) or ROOT / name
+    if folder.is_dir():
+        return count_weights(read_header(folder)), layer_count(folder), "by its files"
+    size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", SMOLLM2 if name == "smollm2" else name, re.IGNORECASE)
+    if not size:
+        raise UserError(f"base {name}: is no folder here, and its name does not say how many weights it has")
+    return int(size[1] or 1) * float(size[2]) * {"B": 1e9, "M": 1e6}[size[3].upper()], 32, "by its name"
+
+
+def cached_model(name: str) -> Path | None:
+    """The folder of a hub reference in the hub's cache, or None."""
+    from huggingface_hub import errors, snapshot_download
+
+    hub = HUB.fullmatch(name)
+    if not hub:
+        return None
+    try:
+        folder = Path(snapshot_download(hub["name"], revision=hub["revision"], local_files_only=True))
+    except (errors.LocalEntryNotFoundError, ValueError):
+        return None
+    return folder if list(folder.glob("*.safetensors")) else None
+
+
+def count_processes(launch: str) -> int:
+    """The processes that accelerate's file starts."""
+    import yaml
+
+    if not launch:
+        return 1
+    try:
+        return int(yaml.safe_load((ROOT / launch).read_text(encoding="utf-8"))["num_processes"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"launch {launch}: expected a file for accelerate with num_processes ({error!r})") from None
+
+
+def count_answers(settings: dict[str, Parameters], n_layers: int) -> dict[str, int]:
+    """Notebook -> how many answers it asks for at most; what a notebook asks twice is answered once."""
+    totals: dict[str, int] = {}
+    most: dict[tuple[str, Any], int] = {}  # (notebook, what is answered) -> answers
+    for experiment in profile_experiments(settings, n_layers):
+        for condition in experiment.conditions:
+            key = experiment.notebook, (experiment.split, condition.roles, signature(condition))
+            most[key] = max(most.get(key, 0), answers_of(experiment, condition, settings))
+        searched = experiment.n_searched * answers_of(experiment, experiment.conditions[0], settings)
+        totals[experiment.notebook] = totals.get(experiment.notebook, 0) + searched
+    for (notebook, _), count in most.items():
+        totals[notebook] += count
+    return totals
+
+
+def signature(condition: Condition) -> str:
+    """A condition's plan without its name."""
+    return repr({field: value for field, value in condition.plan.to_dict().items() if field != "name"})
+
+
+def answers_of(experiment: Experiment, condition: Condition, settings: dict[str, Parameters]) -> int:
+    """The answers that one condition of an experiment asks for."""
+    p = settings[experiment.notebook]
+    n_languages = 1 if experiment.languages == "first" else len(p["languages"])
+    if experiment.languages == "all and English" and condition.name != "language expert":
+        n_languages += 1  # English has no language expert
+    n_pairs = 1
+    if not experiment.one_pair:
+        n_pairs = math.prod(pair_counts(p.get("pairs", "1x1"), settings["01_experts"]["seeds"]))
+    return n_languages * n_pairs * p[experiment.sample]
+
+
+def gigabytes(n_bytes: float) -> str:
+    """Bytes as GB."""
+    return f"{n_bytes / 1e9:,.1f} GB"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as minutes, hours or days, to two digits."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}" if seconds >= 10 * length else f"{seconds / length:.1f} {unit}"
+    return f"{seconds:,.0f} seconds"

@@ -1,0 +1,226 @@
+"""Running the notebooks: whether one must run again, and the run itself.
+
+A notebook's fingerprint is everything that its result depends on: its parameters and code, every file of this package,
+the pinned packages, the data, and what the notebooks it needs left behind. The record (fingerprint and digests of all
+outputs) is written last, so nothing half-made is ever trusted.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from layerswap.errors import UserError, one_line
+from layerswap.files import atomic_file, data_folder, file_digest, json_digest
+from layerswap.run.profiles import (
+    Parameters,
+    Project,
+    code_cells,
+    find_task,
+    load_profile,
+    metadata,
+    parameter_defaults,
+)
+
+
+class NotebookFailed(UserError):
+    """A notebook ended with an error, or did not write what it declares."""
+
+
+def external_inputs(project: Project, parameters: Parameters) -> dict[str, Any]:
+    """Name -> content of each file or model folder outside the project's own that a parameter names.
+
+    Files of text by digest; model folders and GGUF files by names, sizes and times: to hash them would take as long
+    as to use them.
+    """
+    inputs: dict[str, Any] = {}
+    for value in set(strings_in(parameters)):
+        for language in parameters.get("languages", [""]):
+            name = re.sub(r":[^:/]*$", "", value.replace("{language}", language))  # the weight of a data set
+            path = project.root / name
+            if path.is_file():
+                stat = path.stat()
+                inputs[name] = [stat.st_size, stat.st_mtime_ns] if path.suffix == ".gguf" else file_digest(path)
+            elif any((path / config).is_file() for config in ("config.json", "adapter_config.json")):
+                inputs[name] = sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in path.iterdir())
+    return dict(sorted(inputs.items()))
+
+
+def strings_in(value: Any) -> list[str]:
+    """All texts in a parameter's value, within lists and dicts too; empty ones do not count."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for item in value for text in strings_in(item)]
+    return [value] if isinstance(value, str) and value else []
+
+
+def package_digest(project: Project) -> str:
+    """Digest of every file of the package, whatever room it is in; texts for people (.md) do not count."""
+    folder = project.root / "layerswap"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".md", ".pyc")]
+    return json_digest([[str(path.relative_to(folder)), file_digest(path)] for path in files])
+
+
+def data_digest(project: Project, parameters: Parameters, artifacts: Sequence[Path]) -> str:
+    """Digest of LAYERSWAP_DATA where the notebook's benchmark lies there.
+
+    Which one it is says the notebook's parameter ``source``, or that of the artifacts that it reads.
+    """
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in artifacts if path.is_file()]
+    sources = {
+        content["source"] for content in (parameters, *contents) if isinstance(content, dict) and "source" in content
+    }
+    if not any(find_task(source).reads_data_folder for source in sources):
+        return json_digest({})
+    folder = data_folder()
+    return json_digest({str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()})
+
+
+def fingerprint(project: Project, name: str, profile: str, parameters: Parameters) -> dict[str, Any]:
+    """Everything the notebook's result depends on, as JSON-able data."""
+    needed = [file for need in metadata(project, name)["needs"] for file in metadata(project, need)["artifacts"]]
+    artifacts = {file: project.build(profile, file) for file in needed}
+    return {
+        "parameters": parameters, "code": code_cells(project, name), "package": package_digest(project),
+        "needs": {file: file_digest(path) if path.is_file() else None for file, path in artifacts.items()},
+        "data": data_digest(project, parameters, list(artifacts.values())),
+        "files": external_inputs(project, parameters), "lock": file_digest(project.root / "requirements.lock"),
+        "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def is_current(project: Project, name: str, profile: str, parameters: Parameters) -> bool:
+    """Whether the record has this fingerprint and every output is as the record says."""
+    path = project.build(profile, f"{name}.json")
+    if not path.is_file():
+        return False
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return record.get("fingerprint") == fingerprint(project, name, profile, parameters) and all(
+        (project.root / file).is_file() and file_digest(project.root / file) == sha
+        for file, sha in record["outputs"].items()
+    )
+
+
+def clean(notebook: Any) -> Any:
+    """Drop what differs between equal runs and machines: timings, papermill's notes, random ids, warnings."""
+    keep = ("kernelspec", "language_info", "layerswap")
+    notebook["metadata"] = {key: notebook["metadata"][key] for key in keep if key in notebook["metadata"]}
+    notebook["metadata"]["language_info"] = {"name": "python"}
+    for i, cell in enumerate(notebook["cells"]):
+        cell["metadata"] = {"tags": tags} if (tags := cell["metadata"].get("tags")) else {}
+        cell["id"] = f"cell-{i:02d}"
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+    return notebook
+
+
+def quiet_kernels() -> None:
+    """Have kernels start from this interpreter, with progress bars off where no terminal would show them."""
+    os.environ.update({"JUPYTER_PREFER_ENV_PATH": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    os.environ["JUPYTER_PATH"] = os.path.join(sys.prefix, "share", "jupyter")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+
+
+def run_profile(project: Project, profile: str, names: Sequence[str] = ()) -> list[str]:
+    """Run the notebooks (all, or those named) whose fingerprint changed; returns the names that ran.
+
+    UserError for bad parameters before anything runs, and for a notebook that fails or does not write what it declares;
+    then the notebook stays as build/<profile>/<name>.failed.ipynb.
+    """
+    parameters, ran = load_profile(project, profile), []
+    names = names or project.notebook_names()
+    for name in names:
+        metadata(project, name)
+    for name in names:
+        project.build(profile, "").mkdir(parents=True, exist_ok=True)
+        with open(project.build(profile, f".{name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if is_current(project, name, profile, parameters[name]):
+                print(f"{name:14} unchanged", flush=True)
+            else:
+                seconds = execute(project, name, profile, parameters[name])
+                print(f"{name:14} {seconds:5.0f} s", flush=True)
+                ran.append(name)
+    return ran
+
+
+def execute(project: Project, name: str, profile: str, parameters: Parameters) -> float:
+    """Run one notebook through papermill and record it; returns the seconds it took."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    quiet_kernels()
+    if sys.stderr.isatty():
+        os.environ["LAYERSWAP_TERMINAL"] = os.ttyname(sys.stderr.fileno())
+    target, record, failed, running = (
+        project.build(profile, f"{name}.{end}") for end in ("ipynb", "json", "failed.ipynb", "running.ipynb")
+    )
+    for stale in (record, failed, running):
+        stale.unlink(missing_ok=True)
+    current, started = fingerprint(project, name, profile, parameters), time.time_ns()
+    defaults = parameter_defaults(project, name)
+    changed = {key: value for key, value in parameters.items() if value != defaults[key]}
+    try:
+        papermill.execute_notebook(
+            project.notebook(name), running, changed, kernel_name="python3", cwd=project.notebook(name).parent,
+            progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=CRITICAL"],
+        )  # fmt: skip
+        for path in project.outputs(name, profile):
+            if not path.is_file() or path.stat().st_mtime_ns < started:
+                raise UserError(f"{path.relative_to(project.root)} was declared but not written")
+    except KeyboardInterrupt:
+        running.unlink(missing_ok=True)
+        raise
+    except (papermill.exceptions.PapermillExecutionError, DeadKernelError, UserError) as error:
+        target.unlink(missing_ok=True)
+        ename = getattr(error, "ename", "")  # of the cell's own error, where it is one
+        if ename == "KeyboardInterrupt":  # the kernel was interrupted first
+            running.unlink(missing_ok=True)
+            raise KeyboardInterrupt from None
+        if running.exists():
+            os.replace(running, failed)
+        message = f"{ename}: {getattr(error, 'evalue', '')}" if ename else str(error)
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", message).strip().splitlines()[0]
+        raise NotebookFailed(f"{name} failed: {reason} (see {failed.relative_to(project.root)})") from None
+    with atomic_file(running) as file:
+        nbformat.write(clean(nbformat.read(running, 4)), file)
+    os.replace(running, target)
+    written = [*project.outputs(name, profile), target]
+    outputs = {str(path.relative_to(project.root)): file_digest(path) for path in written}
+    with atomic_file(record) as file:
+        json.dump({"fingerprint": current, "outputs": outputs}, file, indent=1, ensure_ascii=False)
+    return (time.time_ns() - started) / 1e9
+
+
+def refresh(project: Project, names: Sequence[str] = ()) -> None:
+    """Execute the sources in place with their own defaults; the stored outputs are what nbval compares with.
+
+    NotebookFailed for one that ends with an error; its source stays as it was.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    quiet_kernels()
+    for name in names or project.notebook_names():
+        started, path = time.monotonic(), project.notebook(name)
+        notebook = nbformat.read(path, 4)
+        client = NotebookClient(
+            notebook, timeout=None, kernel_name="python3", extra_arguments=["--log-level=CRITICAL"],
+            resources={"metadata": {"path": path.parent}},
+        )  # fmt: skip
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            raise NotebookFailed(f"{name} failed: {error.ename}: {one_line(error.evalue)}") from None
+        with atomic_file(path) as file:
+            nbformat.write(clean(notebook), file)
+        print(f"{name:14} {time.monotonic() - started:5.0f} s", flush=True)

@@ -1,0 +1,221 @@
+"""The conditions of a profile scored on its problems, with the experts that 01_experts left."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from layerswap.analysis.statistics import check_complete
+from layerswap.checkpoints.compatibility import tokenizer_digest
+from layerswap.checkpoints.loading import load_model, load_tokenizer
+from layerswap.errors import UserError
+from layerswap.evaluation.answers import AnswerCache
+from layerswap.evaluation.engine import nll
+from layerswap.evaluation.scoring import ScoredModel, evaluate
+from layerswap.experts.index import (
+    BASELINES,
+    ExpertIndex,
+    count_layers,
+    expert_for_role,
+    first_pair,
+    load_index,
+    seed_pairs,
+)
+from layerswap.files import BUILD, json_digest
+from layerswap.merging.in_memory import ExpertPair
+from layerswap.run.experiments import Condition
+from layerswap.run.profiles import find_task
+from layerswap.tasks.base import Problem, Task
+
+LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+N_SOLUTIONS = 8  # worked solutions whose loss is measured, as many as MGSM publishes
+
+
+@dataclass(frozen=True)
+class ProfileScores:
+    """Scores conditions with a profile's experts: the parameters that all notebooks share.
+
+    pairs: of experts, "MxL", as in ``experts.seed_pairs``. dtype: of the models that are evaluated.
+    """
+
+    profile: str
+    languages: Sequence[str]
+    style: str
+    exemplars: int
+    max_new_tokens: int
+    split: str = "test"
+    pairs: str = "1x1"
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @cached_property
+    def index(self) -> ExpertIndex:
+        """The profile's experts."""
+        return load_index(self.profile)
+
+    @cached_property
+    def task(self) -> Task:
+        """The benchmark of the profile."""
+        return find_task(self.index.source)
+
+    @property
+    def n_layers(self) -> int:
+        """Transformer layers of the models."""
+        return count_layers(self.index)
+
+    @property
+    def baselines(self) -> list[str]:
+        """Of "joint" and "frozen", the models that were trained beside the experts."""
+        return [name for name in BASELINES if getattr(self.index, name)]
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of experts."""
+        return len(seed_pairs(self.index, self.pairs))
+
+    def problems(self, n: int) -> dict[tuple[str, str], Problem]:
+        """(language, id) -> problem, of the first ``n`` of each language."""
+        return {
+            (language, problem.id): problem
+            for language in self.languages
+            for problem in self.task.problems(language, self.split, n)
+        }
+
+    def score(self, conditions: Sequence[Condition], n_problems: int) -> pd.DataFrame:
+        """Every condition on ``n_problems`` of each language with each pair of experts, one row an answer.
+
+        Answers are kept in ``build/<profile>/answers.jsonl`` under a key of weights, prompt and decoding, so a
+        condition that was scored before costs nothing.
+
+        Returns:
+            The columns of ``evaluation.evaluate``; ``loss``, the answer loss in nats a token; ``math_seed`` and
+            ``language_seed``. Rows in the order of the conditions.
+
+        Raises:
+            UserError: as in ``load_index``, ``expert_for_role`` and ``evaluate``, and for missing answers.
+        """
+        index, answers = self.index, AnswerCache(BUILD / self.profile / "answers.jsonl")
+        tokenizer, tokenizer_key = cache(load_tokenizer), cache(tokenizer_digest)
+        pairs, frames = seed_pairs(index, self.pairs), []
+        for language in self.languages:
+            problems = self.task.problems(language, self.split, n_problems)
+            exemplars = self.task.exemplars(language, self.exemplars, self.style)
+            for math_seed, language_seed in pairs:
+                for models, served in self.expert_pairs(conditions, language, math_seed, language_seed):
+                    folder = models.folders["math"]
+
+                    def load(condition: Condition, models: ExpertPair = models, folder: Path = folder) -> LoadedModel:
+                        return models.apply(condition.plan), tokenizer(folder)
+
+                    scored = [
+                        ScoredModel(
+                            condition.name,
+                            json_digest([models.merge_digest(condition.plan), tokenizer_key(folder)]),
+                            partial(load, condition),
+                        )
+                        for condition in served
+                    ]
+                    frame = evaluate(scored, self.task, problems, exemplars, answers, style=self.style,
+                                     max_new_tokens=self.max_new_tokens)  # fmt: skip
+                    frames.append(frame.assign(math_seed=index.seeds[math_seed],
+                                               language_seed=index.seeds[language_seed]))  # fmt: skip
+        frame = in_order(frames, conditions)
+        frame["loss"] = frame.answer_nll / frame.answer_tokens
+        check_complete(frame, [condition.name for condition in conditions], self.languages, len(pairs), n_problems)
+        return frame
+
+    def expert_pairs(
+        self, conditions: Iterable[Condition], language: str, math_seed: int = 0, language_seed: int = 0
+    ) -> Iterator[tuple[ExpertPair, list[Condition]]]:
+        """Yield (two models in memory, the conditions that are for them), one pair of roles after the other.
+
+        So no more than two models, and what is mixed of them, are held at a time.
+        """
+        by_roles: dict[tuple[str, str], list[Condition]] = {}
+        for condition in conditions:
+            by_roles.setdefault(condition.roles, []).append(condition)
+        for roles in sorted(by_roles, key=lambda roles: roles != ("math", "language")):
+            served = by_roles[roles]
+            needs_base = any("base" in condition.plan.roles for condition in served)
+            math, other = (expert_for_role(self.index, role, language, math_seed, language_seed) for role in roles)
+            base, dtype = self.index.base if needs_base else None, getattr(torch, self.dtype)
+            yield ExpertPair(math, other, base, device=self.device, dtype=dtype), served
+
+    def solution_losses(self, conditions: Sequence[Condition]) -> pd.DataFrame:
+        """Loss (nats a token) of the benchmark's published worked solutions (the lab: eight training problems).
+
+        Each is given its question after the profile's number of exemplars (at most seven) of the other solved ones,
+        with the first pair of experts. The measure that speaks where no problem is solved. Columns as in
+        ``held_out_losses``.
+        """
+        frames = []
+        style = "native_cot" if self.style in ("direct", "chat") else self.style  # those two have no worked solutions
+        for language in self.languages:
+            solved = self.task.exemplars(language, N_SOLUTIONS, style)
+            rows = []
+            for i, problem in enumerate(solved):
+                others = [*solved[:i], *solved[i + 1 :]][: self.exemplars]
+                prompt = self.task.prompt(problem, others, style)
+                rows.append({"prompt": prompt, "completion": f" {problem.answer}"})
+            for models, served in self.expert_pairs(conditions, language):
+                tokenizer = load_tokenizer(models.folders["math"])
+                frames += [
+                    text_losses(models.apply(condition.plan), tokenizer, rows, condition.name, language)
+                    for condition in served
+                ]
+        return in_order(frames, conditions)
+
+    def check_disjoint(self, n_validation: int, n_problems: int) -> None:
+        """UserError if a validation problem is among the first ``n_problems`` of the split, or if they are too few."""
+        for language in self.languages:
+            test = {problem.question for problem in self.task.problems(language, self.split, n_problems)}
+            validation = self.task.problems(language, "validation", n_validation)
+            if len(validation) < n_validation:
+                raise UserError(
+                    f"n_validation is {n_validation}, but {language} has {len(validation)} validation problems"
+                )
+            if shared := [problem for problem in validation if problem.question in test]:
+                raise UserError(f"{len(shared)} of {n_validation} validation problems in {language} are also"
+                                f" tested, such as {shared[0].id}:"
+                                f" lower n_problems ({n_problems}) or n_validation")  # fmt: skip
+
+
+def in_order(frames: Sequence[pd.DataFrame], conditions: Sequence[Condition]) -> pd.DataFrame:
+    """The frames as one, its rows in the order of the conditions, then as they came."""
+    rank = {condition.name: i for i, condition in enumerate(conditions)}
+    whole = pd.concat(frames, ignore_index=True)
+    return whole.sort_values("condition", key=lambda names: names.map(rank), kind="stable", ignore_index=True)
+
+
+def held_out_losses(
+    index: ExpertIndex, rows: Mapping[str, Sequence[dict[str, str]]], device: str = "cpu", dtype: str = "float32"
+) -> pd.DataFrame:
+    """Loss (nats a token) of the base and of the first seed's expert on its held-out rows.
+
+    Args:
+        rows: expert ("math" or a language) -> rows of prompt and completion.
+
+    Returns:
+        Columns condition (base, math expert or language expert), language (that of the text), id, loss.
+    """
+    frames = []
+    for expert, held_out in rows.items():
+        language, name = ("en", "math expert") if expert == "math" else (expert, "language expert")
+        for condition, folder in (("base", index.base), (name, first_pair(index, language)[expert != "math"])):
+            model = load_model(folder, getattr(torch, dtype)).to(device)
+            frames.append(text_losses(model, load_tokenizer(folder), held_out, condition, language))
+    return pd.concat(frames, ignore_index=True)
+
+
+def text_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, str]], condition: str,
+    language: str,
+) -> pd.DataFrame:  # fmt: skip
+    """The loss of each row: columns condition, language, id, loss."""
+    losses = nll(model, tokenizer, [row["prompt"] for row in rows], [row["completion"] for row in rows])
+    nats = [loss.nats / loss.n_tokens for loss in losses]
+    return pd.DataFrame({"condition": condition, "language": language, "id": range(len(rows)), "loss": nats})

@@ -1,0 +1,107 @@
+"""What a benchmark is to the rest of the package: problems, prompts, and how an answer is read."""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from layerswap.errors import UserError
+from layerswap.tasks.extraction import Extraction, extract
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem: ``answer`` is the worked answer where there is one, ``number`` the integer asked for."""
+
+    id: str
+    language: str
+    question: str
+    answer: str | None
+    number: int
+
+
+class Task(ABC):
+    """A benchmark of word problems in several languages, as small as lm-eval's.
+
+    Attributes:
+        name: what error messages call it.
+        languages: codes (ISO 639-1) of its languages.
+        styles: prompt styles it has.
+        n_test: how many problems may be tested while settings are chosen on validation problems; None: any number, as
+            the two splits share none.
+        reads_data_folder: whether its problems lie in the folder that LAYERSWAP_DATA names.
+    """
+
+    name: str
+    languages: tuple[str, ...]
+    styles: ClassVar[tuple[str, ...]]
+    n_test: int | None = None
+    reads_data_folder: bool = False
+
+    @abstractmethod
+    def problems(self, language: str, split: str = "test", limit: int | None = None) -> list[Problem]:
+        """The problems of a language, the first ``limit`` of them (None: all).
+
+        ``split`` is "test", or "validation", on which settings may be chosen. The same position is the same problem
+        in every language. UserError for what is not there or malformed.
+        """
+
+    @abstractmethod
+    def exemplars(self, language: str, n: int, style: str) -> list[Problem]:
+        """The first ``n`` solved problems for a prompt, in their fixed order. UserError if there are not so many."""
+
+    @abstractmethod
+    def prompt(self, problem: Problem, exemplars: Sequence[Problem], style: str) -> str:
+        """The prompt of a problem after solved ones, with which all prompts of a language begin."""
+
+    @abstractmethod
+    def stops(self, language: str, style: str, has_exemplars: bool) -> tuple[str, ...]:
+        """Strings that end an answer."""
+
+    @abstractmethod
+    def reference_text(self, problem: Problem, style: str) -> str:
+        """The gold text whose loss is the answer loss."""
+
+    @abstractmethod
+    def reply_language(self, language: str, style: str) -> str:
+        """The language an answer should be in."""
+
+    def extract(self, text: str, language: str) -> Extraction:
+        """The number that an answer gives."""
+        return extract(text, language)
+
+    def worked_solutions(self, problems: Sequence[Problem]) -> dict[str, str | None]:
+        """Problem id -> a solution with its calculations as equations, None where none is known."""
+        return {problem.id: problem.answer for problem in problems}
+
+    def has_unknown_word(self, problem: Problem) -> bool | None:
+        """Whether the question has a word that the base model never met; None: not known."""
+        return None
+
+    def training_rows(
+        self, expert: str, n: int, seed: int | str, held_out: bool = False
+    ) -> list[dict[str, str]] | None:
+        """At most ``n`` rows {"prompt", "completion"} of the task's own training text for an expert.
+
+        expert: "math" or a language. None: it has none of its own (then ``experts.training_data`` has).
+        """
+        return None
+
+    def check(self, language: str, style: str | None = None) -> None:
+        """UserError unless the task has the language and the style."""
+        if language not in self.languages:
+            raise UserError(f"language {language!r} is not in {self.name}, expected one of {', '.join(self.languages)}")
+        if style is not None and style not in self.styles:
+            raise UserError(f"style is {style!r}, expected one that {self.name} has: {', '.join(self.styles)}")
+
+
+def check_limit(limit: int | None) -> None:
+    """UserError unless ``limit`` is a number of problems, 1 or more, or None."""
+    if limit is not None and limit < 1:
+        raise UserError(f"the number of problems is {limit}, expected 1 or more")
+
+
+def is_held_out(document: str) -> bool:
+    """Whether a document (any text that names it) belongs to the tenth that no training row comes from."""
+    return zlib.crc32(document.encode(errors="replace")) % 10 == 0

@@ -1,0 +1,138 @@
+"""What a profile would cost: against counts by hand and what the notebooks print, without a connection."""
+
+import re
+import socket
+
+import pytest
+
+from layerswap.errors import UserError
+from layerswap.run import cost
+from layerswap.run.__main__ import main
+from layerswap.run.profiles import Project, load_profile, read_notebook
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a connection was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def settings_of(profile):
+    return load_profile(Project(), profile)
+
+
+def printed_maps(name):
+    """How many layer maps a notebook's stored outputs show."""
+    outputs = [out for cell in read_notebook(Project(), name)["cells"] for out in cell.get("outputs", ())]
+    return sum(len(re.findall(r"[LMx]{4,}$", "".join(out.get("text", "")), re.MULTILINE)) for out in outputs)
+
+
+def test_answers_are_those_of_the_notebooks():
+    """By hand, from what the notebooks print; a condition that is there under another name is answered once."""
+    settings = settings_of("ci")
+    for p in settings.values():
+        p.update(
+            {"n_problems": 10} | ({"n_map": 1} if "n_map" in p else {}) | ({"n_sweep": 10} if "n_sweep" in p else {})
+        )
+    answers = cost.count_answers(settings, 8)
+    assert answers["01_experts"] == (2 + 3) * 10, "base and math expert in English; all three in Swahili"
+    assert answers["02_swap"] == 3 * 10
+    n_repeated = 3  # both, width 1 and the two averages of the non-layer parameters are the zone kept and removed
+    assert answers["03_transition"] == (printed_maps("03_transition") - n_repeated) * 10
+    n_alone = 8 - 2 + 1  # layers 0 and 7 alone are one end's, and the map's four are the ends'; the non-layer one
+    assert answers["04_top_bottom"] == printed_maps("04_top_bottom") * 10 + n_alone
+    n_widths = len(settings["05_mgsm"]["candidate_widths"]) ** 2 * len(settings["05_mgsm"]["non_layer_weights"])
+    assert answers["05_mgsm"] == 14 * 10 + (n_widths + 8) * settings["05_mgsm"]["n_validation"]
+
+
+@pytest.mark.parametrize("pairs", ["2x1", "1x2", "0x1", "1", "axb", "1x1x1", ""])
+def test_pairs_that_are_not_there(pairs):
+    settings = settings_of("ci")
+    settings["05_mgsm"]["pairs"] = pairs
+    with pytest.raises(UserError, match="expected numbers of math and of language experts such as 1x1"):
+        cost.count_answers(settings, 8)
+
+
+def test_validation_problems_that_are_tested():
+    settings = settings_of("llama31-8b")
+    settings["05_mgsm"]["n_problems"] = 250
+    with pytest.raises(
+        UserError, match="05_mgsm: n_problems is 250, but the problems after the first 200 are validation problems"
+    ):
+        cost.cost_report("x", settings)
+    settings["05_mgsm"]["n_validation"] = 0
+    assert cost.cost_report("x", settings)
+
+
+def test_baselines_cost_too():
+    settings = settings_of("lab")
+    text = "\n".join(cost.cost_report("lab", settings))
+    assert "1 joint sw expert(s), all weights: 160 steps" in text
+    assert "1 frozen math expert(s), all weights: 60 steps" in text
+    settings["01_experts"]["baselines"] = []
+    assert "joint" not in "\n".join(cost.cost_report("lab", settings))
+    settings["01_experts"]["baselines"] = ["sft"]
+    with pytest.raises(UserError, match="baselines has 'sft', expected of joint, frozen"):
+        cost.cost_report("lab", settings)
+
+
+def test_a_model_that_is_not_here():
+    """8 billion weights: 16 bytes each to train, 4 to keep, 2 to fetch; 15 experts; 6 operations a weight and token."""
+    settings = settings_of("llama31-8b")
+    settings["01_experts"]["baselines"] = []
+    text = "\n".join(cost.cost_report("llama31-8b", settings))
+    assert "8,000.0 million weights (by its name)" in text
+    assert "1 model(s) to fetch from the hub, about 16.0 GB" in text
+    assert text.count("3 sw expert(s), all weights: 470 steps of 64 rows, at most 30.8 M tokens") == 1
+    assert "memory 128.0 GB, over 8 processes" in text
+    seconds = 15 * 6 * 8e9 * 470 * 64 * 1024 / 4e14 / 8
+    assert f"at most {seconds / 60:.0f} minutes" in text
+    assert "memory 52.8 GB (two experts" in text
+    assert f"in all     disk {16 + 15 * 32 + 2 * 128 + 32:.1f} GB" in text
+
+
+def test_experts_by_reference_are_not_trained():
+    settings = settings_of("llama31-8b")
+    settings["01_experts"] |= {"seeds": [1], "math_experts": ["me/math-8B@v1"], "language_experts": ["a/b@1"] * 4}
+    settings["01_experts"]["baselines"] = []
+    for p in settings.values():
+        p.update({"pairs": "1x1"} if "pairs" in p else {})
+    text = "\n".join(cost.cost_report("x", settings))
+    assert "train" not in text and "expert me/math-8B@v1" in text
+    assert "6 model(s) to fetch" in text
+
+
+def test_lora_costs_less():
+    settings = settings_of("llama31-8b")
+    settings["01_experts"]["fine_tuning"] |= {"lora_rank": 64, "launch": ""}
+    text = "\n".join(cost.cost_report("x", settings))
+    assert "LoRA of rank 64" in text and "memory 32.0 GB, and activations" in text
+
+
+def test_a_model_that_is_here():
+    text = "\n".join(cost.cost_report("lab", settings_of("lab")))
+    assert "1.7 million weights (by its files)" in text and "0 model(s) to fetch" in text
+
+
+def test_a_name_without_a_size():
+    settings = settings_of("ci")
+    settings["01_experts"] |= {"base": "owner/nameless@main"}
+    with pytest.raises(UserError, match="its name does not say how many weights"):
+        cost.cost_report("x", settings)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7, "7 seconds"), (119, "119 seconds"), (3600, "60 minutes"), (86400, "24 hours"), (1e6, "12 days")],
+)  # fmt: skip
+def test_duration(seconds, text):
+    assert cost.format_duration(seconds) == text
+
+
+def test_the_command(capsys):
+    assert main(["cost", "--profile", "llama31-8b"]) == 0
+    assert "nothing is fetched or run" in capsys.readouterr().out
+    assert main(["cost", "--profile", "none"]) == 2
+    assert "expected one of" in capsys.readouterr().err

@@ -1,0 +1,286 @@
+"""The eval kernel against transformers' own generate and forward."""
+
+import pytest
+import torch
+from conftest import word_tokenizer
+from hypothesis import given, strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from layerswap.errors import UserError
+from layerswap.evaluation import engine
+from layerswap.evaluation.engine import generate, nll, shared_length, stream
+
+SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+FAMILIES = {
+    "llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "olmo2": Olmo2Config,
+    # windows so short that they end within the prefix, within the rows, and between
+    "mistral": lambda **fields: MistralConfig(sliding_window=9, **fields),
+    "phi3": lambda **fields: Phi3Config(sliding_window=5, **fields),
+    "gemma2": lambda **fields: Gemma2Config(sliding_window=7, head_dim=8, query_pre_attn_scalar=8, **fields),
+    "gemma3": lambda **fields: Gemma3TextConfig(sliding_window=6, sliding_window_pattern=2, head_dim=8, **fields),
+}  # fmt: skip
+
+
+@pytest.fixture(params=FAMILIES)
+def model_and_tokenizer(request):
+    tokenizer = word_tokenizer()
+    torch.manual_seed(0)
+    config = FAMILIES[request.param](
+        vocab_size=len(tokenizer), max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **SIZES,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(15.0)  # so that the next token depends on the prompt, and rows end at different steps
+    return model, tokenizer
+
+
+def make_prompts(tokenizer, shared=0):
+    """Texts of 1 to 17 words, after ``shared`` words that all of them begin with."""
+    words = [word for word in sorted(tokenizer.get_vocab()) if word not in tokenizer.all_special_tokens]
+    prefix = [words[i * i % len(words)] for i in range(shared)]
+    rows = [[words[(i * 7 + j * (i + 1)) % len(words)] for j in range(1 + (i * 5) % 17)] for i in range(24)]
+    return [" ".join(prefix + row) for row in rows]
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+def test_tokens_are_those_of_generate(model_and_tokenizer, shared):
+    model, tokenizer = model_and_tokenizer
+    texts, finished = make_prompts(tokenizer, shared), {}
+    assert shared_length(tokenizer(texts).input_ids) == shared
+    implementation = model.config._attn_implementation
+    answers = generate(model, tokenizer, texts, 12, on_finish=finished.__setitem__)
+    assert model.config._attn_implementation == implementation and [finished[i] for i in range(24)] == answers
+    for batch_tokens in (1, 90, 200, 700):
+        assert generate(model, tokenizer, texts, 12, batch_tokens=batch_tokens) == answers
+    for text, answer in zip(texts, answers, strict=True):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        tokens = output[0, ids.shape[1] :]
+        ended = tokens[-1].item() == tokenizer.eos_token_id
+        assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
+        assert (answer.stop, answer.n_tokens) == (("eos", len(tokens) - 1) if ended else ("length", 12))
+    assert len({answer.text for answer in answers}) > 6
+
+
+def test_the_prefix_runs_once(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    n_tokens, embeddings = [], model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda module, inputs, output: n_tokens.append(inputs[0].numel()))
+    texts = make_prompts(tokenizer, 40)
+    generate(model, tokenizer, texts, 1)
+    n_suffix = sum(len(text.split()) - 40 for text in texts)
+    assert n_tokens[0] == 40 and n_suffix <= sum(n_tokens[1:]) <= 24 * 17
+
+
+def test_a_batch_is_halved_where_the_memory_does_not_suffice(model_and_tokenizer, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    texts, decode, batch_sizes = make_prompts(tokenizer, 20), engine.decode, []
+
+    def decode_with_little_memory(model, tokenizer, cache, logits, *arguments):
+        batch_sizes.append(len(logits))
+        if len(logits) > 5:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        return decode(model, tokenizer, cache, logits, *arguments)
+
+    expected = generate(model, tokenizer, texts, 6)
+    monkeypatch.setattr(engine, "decode", decode_with_little_memory)
+    assert generate(model, tokenizer, texts, 6) == expected
+    assert max(batch_sizes) == 24 and sum(size <= 5 for size in batch_sizes) > 4
+
+
+def test_a_prompt_beyond_the_memory_is_refused(model_and_tokenizer, monkeypatch):
+    def decode_without_memory(*arguments):
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(engine, "decode", decode_without_memory)
+    with pytest.raises(UserError, match="cpu: no memory for one prompt of 2 tokens"):
+        generate(*model_and_tokenizer, ["one two"], 6)
+
+
+def test_a_stop_string_ends_an_answer(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    texts = make_prompts(tokenizer)
+    for text, complete in zip(texts, generate(model, tokenizer, texts, 12), strict=True):
+        words = complete.text.split()
+        if len(words) > 3:
+            (answer,) = generate(model, tokenizer, [text], 12, stop=(words[2],))
+            end = complete.text.index(words[2])
+            assert (answer.text, answer.stop) == (complete.text[:end], "stop string")
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    texts, continuations = make_prompts(tokenizer, shared), make_prompts(tokenizer)[::-1]
+    exact = model.double()
+    losses = nll(model.float(), tokenizer, texts, continuations, batch_tokens=200)
+    for text, continuation, loss in zip(texts, continuations, losses, strict=True):
+        first, second = tokenizer(text).input_ids, tokenizer(continuation).input_ids
+        with torch.no_grad():
+            logits = exact.double()(torch.tensor([first + second])).logits[0, len(first) - 1 : -1].log_softmax(-1)
+        expected = -sum(logits[i, token].item() for i, token in enumerate(second))
+        assert (loss.n_tokens, loss.n_bytes) == (len(second), len(continuation.encode()))
+        assert loss.nats == pytest.approx(expected, rel=1e-4)
+        model.float()
+    answers = generate(model, tokenizer, texts, 6)
+    for batch_tokens in (1, 300, 9999):
+        scored = generate(model, tokenizer, texts, 6, continuations=continuations, batch_tokens=batch_tokens)
+        assert [(a.text, a.n_tokens, a.stop) for a in scored] == [(a.text, a.n_tokens, a.stop) for a in answers]
+        assert [a.loss.nats for a in scored] == pytest.approx([loss.nats for loss in losses], rel=1e-4)
+    monkeypatch.setattr(engine, "MAX_LOGITS", 1)  # one token at a time
+    by_token = nll(model, tokenizer, texts, continuations)
+    assert [loss.nats for loss in by_token] == pytest.approx([loss.nats for loss in losses], rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+def test_drafts_save_passes_and_change_nothing(shared, monkeypatch):
+    tokenizer = word_tokenizer()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=None, **SIZES)
+    ).eval()
+    with torch.no_grad():  # each token has one that follows it, so all answers end in a loop
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_(), layer.mlp.down_proj.weight.zero_()
+    texts, forward, passes = make_prompts(tokenizer, shared), engine.forward, []
+    monkeypatch.setattr(engine, "forward", lambda *a, **options: passes.append(options) or forward(*a, **options))
+    drafted = generate(model, tokenizer, texts, 60)
+    n_drafted = len(passes)
+    monkeypatch.setattr(engine, "MAX_DRAFT", 0)
+    assert generate(model, tokenizer, texts, 60) == drafted and n_drafted < 0.7 * (len(passes) - n_drafted)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1), st.data())
+def test_accepted_tokens_are_those_of_one_step_after_another(drafted, data):
+    predicted = data.draw(st.lists(st.integers(0, 3), min_size=len(drafted), max_size=len(drafted)))
+    expected = [predicted[0]]  # after the first, which is certain; then on, while the next one drafted was predicted
+    for i in range(1, len(drafted)):
+        if drafted[i] != expected[-1]:
+            break
+        expected.append(predicted[i])
+    assert engine.verify_draft(drafted, predicted) == expected
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=30), st.integers(0, 6))
+def test_a_draft_is_what_followed_the_same_tokens(prefix_ids, context, token_budget):
+    n = engine.NGRAM
+    indices = [engine.ngram_index(ids, {}, 0) for ids in (context, prefix_ids)]
+    drafted = engine.draft(context, indices[0], prefix_ids, indices[1], token_budget)
+    places = [i for i in range(n, len(context)) if context[i - n : i] == context[-n:]]
+    if places:
+        repeated = context[max(places) :]
+        assert drafted == (repeated * (token_budget + 1))[:token_budget]
+    else:
+        places = [i for i in range(n, len(prefix_ids)) if prefix_ids[i - n : i] == context[-n:]]
+        assert drafted == (prefix_ids[max(places) :][:token_budget] if places else [])
+
+
+def test_an_answer_does_not_depend_on_which_others_are_requested(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    texts = make_prompts(tokenizer, 40)
+    batches = list(stream(model, tokenizer, texts, 6, continuations=texts, batch_tokens=90))
+    assert len(batches) > 3 and sorted(i for batch in batches for i in batch) == list(range(24))
+    requested = list(stream(model, tokenizer, texts, 6, continuations=texts, batch_tokens=90, indices={5, 6}))
+    assert requested == [batch for batch in batches if batch.keys() & {5, 6}] and len(requested) < 3
+    assert list(stream(model, tokenizer, texts, 6, indices=set())) == []
+
+
+def test_a_templated_prompt_gets_no_special_tokens():
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=None, pad_token_id=None, **SIZES)
+    model, inputs = AutoModelForCausalLM.from_config(config).eval(), []
+    model.get_input_embeddings().register_forward_hook(lambda _, arguments, __: inputs.append(arguments[0].tolist()))
+    tokenizer.pad_token = None  # nor is one needed
+    for templated, ids in ((False, [1, 4, 5]), (True, [4, 5])):
+        generate(model, tokenizer, ["one two"], 1, templated=templated)
+        assert inputs.pop() == [ids]
+
+
+def test_a_prompt_beyond_the_context_is_named(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    text = make_prompts(tokenizer)[3]
+    message = "1 of 2 prompts do not fit the model's context of 128 tokens: the longest, ending .*, has 16 and needs "
+    with pytest.raises(UserError, match=message + "120 more"):
+        generate(model, tokenizer, [text, "one"], 120)
+    with pytest.raises(UserError, match=message + "320 more"):
+        nll(model, tokenizer, [text, "one"], [" ".join([text] * 20), "two"])
+    with pytest.raises(UserError, match=message + "320 more"):
+        generate(model, tokenizer, [text, "one"], 1, continuations=[" ".join([text] * 20), "two"])
+
+
+def test_an_answer_of_no_tokens_is_refused(model_and_tokenizer):
+    with pytest.raises(UserError, match="max_new_tokens is 0, expected 1 or more"):
+        generate(*model_and_tokenizer, ["a"], 0)
+
+
+def test_a_prompt_without_tokens_is_named(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    for call in (lambda: generate(model, tokenizer, ["", "one"], 5), lambda: nll(model, tokenizer, [""], ["one"])):
+        with pytest.raises(UserError, match="prompt '' has no tokens"):
+            call()
+    with pytest.raises(UserError, match="continuation '' has no tokens"):
+        nll(model, tokenizer, ["one", "two"], ["one", ""])
+    assert generate(model, tokenizer, [], 5) == [] and nll(model, tokenizer, [], []) == []
+
+
+@pytest.mark.parametrize("stop", ["plus", ("",)])
+def test_stop_strings_are_a_list_of_text(model_and_tokenizer, stop):
+    with pytest.raises(UserError, match="stop is "):
+        generate(*model_and_tokenizer, ["one"], 5, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BloomConfig(hidden_size=32, n_layer=2, n_head=4), "attention"),
+        (GptOssConfig(num_local_experts=4, head_dim=8, **SIZES), "sinks"),
+        (Llama4TextConfig(num_local_experts=2, head_dim=8, intermediate_size_mlp=64, **SIZES), "chunked_attention"),
+    ],
+    ids=["bloom", "gpt_oss", "llama4"],
+)
+def test_models_with_another_attention_are_refused(config, message):
+    tokenizer = word_tokenizer()
+    config.vocab_size, config.pad_token_id, config.max_position_embeddings = len(tokenizer), 0, 128
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UserError, match=message):
+        generate(model, tokenizer, make_prompts(tokenizer, 40), 3)
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused():
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=1, **SIZES)
+    with pytest.raises(UserError, match="ends every text; set add_eos_token to false"):
+        generate(AutoModelForCausalLM.from_config(config), tokenizer, ["one two"], 1)
+
+
+def test_a_longrope_model_is_held_to_its_first_context():
+    tokenizer, factors = word_tokenizer(), {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    config = Phi3Config(vocab_size=len(tokenizer), max_position_embeddings=80, pad_token_id=0,
+                        rope_parameters=rope, original_max_position_embeddings=20,
+                        bos_token_id=None, eos_token_id=1, **SIZES)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert generate(model, tokenizer, ["one two"], 18)
+    with pytest.raises(UserError, match="do not fit the model's context of 20 tokens"):
+        generate(model, tokenizer, ["one two"], 19)

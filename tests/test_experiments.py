@@ -1,0 +1,88 @@
+"""The one list of what is scored: its conditions, and that figures, claims and groups name only what is there."""
+
+import re
+
+import pytest
+
+from layerswap.analysis.plots import METHOD_COLOURS
+from layerswap.errors import UserError
+from layerswap.merging.plans import scaled_widths
+from layerswap.run import experiments
+from layerswap.run.experiments import profile_experiments
+from layerswap.run.profiles import Project, load_profile, metadata
+
+PROJECT = Project()
+PROFILES = sorted(path.stem for path in (PROJECT.root / "params").glob("*.yml"))
+DEPTH = {"smollm2": 30, "llama31-8b": 32}  # layers; of all others 8
+
+
+@pytest.fixture(params=PROFILES)
+def profile(request):
+    return profile_experiments(load_profile(PROJECT, request.param), DEPTH.get(request.param, 8))
+
+
+def test_contrasts_are_of_conditions_that_are_there(profile):
+    for experiment in profile:
+        for comparison in experiment.comparisons:
+            for name, weights in comparison.contrasts.items():
+                assert weights.keys() <= set(experiment.names), (comparison.figure, name)
+                assert sum(weights.values()) == pytest.approx(0), (comparison.figure, name)
+
+
+def test_claims_are_of_rows_that_are_there(profile):
+    for experiment in profile:
+        for comparison in experiment.comparisons:
+            for claim in comparison.claims:
+                pattern = re.escape(claim.row).replace(r"\*", ".*")
+                rows = [name for name in comparison.contrasts if re.fullmatch(pattern, name)]
+                assert rows or claim.row in ("random layers*", "mean of the random draws"), (comparison.figure, claim)
+
+
+def test_figures_are_those_that_the_notebooks_declare(profile):
+    for experiment in profile:
+        figures = {comparison.figure for comparison in experiment.comparisons}
+        assert figures <= set(metadata(PROJECT, experiment.notebook)["figures"])
+
+
+def test_names_differ_and_groups_have_colours(profile):
+    for experiment in profile:
+        assert len(set(experiment.names)) == len(experiment.names)
+        assert set(experiment.groups.values()) <= METHOD_COLOURS.keys()
+
+
+def test_every_profile_has_all_ten_experiments(profile):
+    notebooks = [experiment.notebook for experiment in profile]
+    assert notebooks[:7] == ["01_experts", "02_swap", *["03_transition"] * 2, *["04_top_bottom"] * 3]
+    assert notebooks[7:] in (["05_mgsm"], ["05_mgsm"] * 2)
+
+
+def test_the_transition_zone_of_a_small_model():
+    widths = scaled_widths(8)
+    ablation, sweep = experiments.transition_zone(8, widths, [1, 2], [0.25], 0.5, 0.5)
+    maps = {condition.name: condition.plan.layer_map() for condition in sweep.conditions}
+    assert maps == {
+        "transition kept": "LxMMMMxL", "transition removed": "LMMMMMML",
+        "bottom, width 1": "LxMMMMML", "bottom, width 2": "LxxMMMML", "top, width 1": "LMMMMMxL",
+        "top, width 2": "LMMMMxxL", "both, width 1": "LxMMMMxL", "both, width 2": "LxxMMxxL",
+        "weight 0.25": "LxMMMMxL", "kept, non-layer math": "LxMMMMxL", "removed, non-layer math": "LMMMMMML",
+        "kept, non-layer average": "LxMMMMxL", "removed, non-layer average": "LMMMMMML",
+        "kept, non-layer language": "LxMMMMxL", "removed, non-layer language": "LMMMMMML",
+    }  # fmt: skip
+    assert ablation.names == ["transition kept", "transition removed"]
+    with pytest.raises(UserError, match=r"none of zone_widths \[7\] fits between 1 bottom and 1 top layers"):
+        experiments.transition_zone(8, widths, [7], [0.25], 0.5, 0.5)
+
+
+def test_the_ends_of_a_small_model():
+    ends = experiments.ends(8, scaled_widths(8, 2, 1), [3], 0.0)
+    maps = {condition.name: condition.plan.layer_map() for condition in ends.conditions}
+    assert maps["neither"] == "MMMMMMMM" and maps["only bottom"] == "LLMMMMMM" and maps["only top"] == "MMMMMMML"
+    assert maps["both"] == "LLMMMMML" and maps["middle layers"] == "MMLLLMMM" and maps["roles reversed"] == "MMLLLLLM"
+    assert maps["random layers, draw 3"].count("L") == 3
+    with pytest.raises(UserError, match="two of both ends and its controls are the same layers"):
+        experiments.ends(8, scaled_widths(8, 0, 0), [3], 0.0)
+
+
+def test_widths_that_are_zero_are_zero():
+    both = experiments.ends(8, scaled_widths(8, 0, 1), [], 0.0).conditions[3]
+    assert both.plan.layer_map() == "MMMMMMML"

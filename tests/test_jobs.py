@@ -1,0 +1,73 @@
+"""What a profile has to fine-tune, and the index of what was trained."""
+
+import json
+
+import pytest
+import torch
+from conftest import write_checkpoint
+from safetensors.torch import load_file
+
+from layerswap.checkpoints.compatibility import check_compatible
+from layerswap.experts import jobs as jobs_module
+from layerswap.experts.jobs import held_out_rows, plan_jobs, train_experts
+from layerswap.experts.training_data import training_rows
+from layerswap.lab.task import LabTask
+
+LAB = LabTask()
+FINE_TUNING = {
+    "math_data": [], "language_data": [], "math_samples": 0, "language_samples": 7, "math_steps": 2,
+    "math_learning_rate": 1e-3, "language_steps": 3, "language_learning_rate": 2e-3, "batch_size": 4,
+    "max_length": 100, "micro_batch": 0, "packing": False, "lora_rank": 0, "lora_alpha": 16.0, "launch": "",
+    "dtype": "float32",
+}  # fmt: skip
+
+
+def test_jobs_of_experts_and_baselines(tmp_path):
+    resolved = {"math": [None, tmp_path], "sw": [None, None]}
+    jobs = plan_jobs(LAB, resolved, [5, 7], FINE_TUNING, baselines=["joint", "frozen"], frozen_for_math=[0, 3],
+                     frozen_for_language=[1, 2])  # fmt: skip
+    expected = ["math-5", "sw-5", "sw-7", "frozen-math-5", "frozen-math-7", "frozen-sw-5", "frozen-sw-7", "joint-sw-5",
+                "joint-sw-7"]  # fmt: skip
+    assert [job.label for job in jobs] == expected
+    math, _, language, frozen_math, _, frozen_language, *_, joint = jobs
+    assert math.rows == frozen_math.rows == training_rows([], LAB, "math", 2 * 4, 5)
+    assert language.rows == training_rows([], LAB, "sw", 7, 7)
+    assert (math.frozen, frozen_math.frozen, frozen_language.frozen, joint.frozen) == ([], [0, 3], [1, 2], [])
+    assert joint.rows == training_rows([], LAB, "math", 8, 7) + language.rows
+    assert [(job.steps, job.learning_rate) for job in (math, language, joint)] == [(2, 1e-3), (3, 2e-3), (5, 2e-3)]
+    assert str(frozen_math) == "frozen  math  seed 5:       8 rows, layers [0, 3] frozen"
+
+
+def test_nothing_is_planned_for_experts_that_are_there(tmp_path):
+    assert plan_jobs(LAB, {"math": [tmp_path], "sw": [tmp_path]}, [1], FINE_TUNING) == []
+
+
+def test_held_out_rows_are_no_training_rows():
+    rows = held_out_rows(LAB, ["math", "sw"], 6, 1, FINE_TUNING)
+    expected = {name: training_rows([], LAB, name, 6, 1, held_out=True) for name in ("math", "sw")}
+    assert rows == expected
+
+
+@pytest.mark.parametrize("changed", [{}, {"lora_rank": 2}])
+def test_trained_experts_are_indexed(tmp_path, monkeypatch, changed):
+    """One math expert exists, in bfloat16: everything becomes float32, and adapters whole models."""
+    monkeypatch.setattr(jobs_module, "BUILD", tmp_path / "build")
+    monkeypatch.setattr("layerswap.checkpoints.loading.BUILD", tmp_path / "build")
+    monkeypatch.setattr("layerswap.checkpoints.adapters.BUILD", tmp_path / "build")
+    base, fine_tuning = write_checkpoint(tmp_path / "base"), FINE_TUNING | changed
+    finished = write_checkpoint(tmp_path / "finished", 1, dtype=torch.bfloat16)
+    resolved = {"math": [None, finished], "sw": [None, None]}
+    jobs = plan_jobs(LAB, resolved, [5, 7], fine_tuning, baselines=["joint"])
+    index = train_experts(jobs, resolved, profile="p", source="lab", base=base, seeds=[5, 7], fine_tuning=fine_tuning)
+    assert (index.source, index.seeds, index.base, index.frozen) == ("lab", [5, 7], base, {})
+    assert index.experts["math"][1].name.startswith("finished-float32-") and list(index.joint) == ["sw"]
+    folder = tmp_path / "build" / "p" / "experts"
+    if not changed:
+        assert index.experts["sw"] == [folder / "sw-5", folder / "sw-7"]
+    assert {path.name for path in folder.iterdir()} == {"math-5", "sw-5", "sw-7", "joint-sw-5", "joint-sw-7"}
+    losses = json.loads((folder / "joint-sw-7" / "training.json").read_text())["losses"]
+    assert len(losses) == 5
+    for path in (*index.experts["math"], *index.experts["sw"], *index.joint["sw"]):
+        check_compatible(base, path)
+    expert = load_file(index.experts["sw"][0] / "model.safetensors")
+    assert any((tensor != load_file(base / "model.safetensors")[name]).any() for name, tensor in expert.items())

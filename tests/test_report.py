@@ -1,0 +1,109 @@
+"""FINDINGS.md and the tables it is written from: every condition is there once, and every figure is its file's."""
+
+import re
+import shutil
+from itertools import product
+
+import pandas as pd
+import pytest
+
+from layerswap.files import FIGURES, ROOT
+from layerswap.run.experiments import write_findings
+from layerswap.run.profiles import Project
+
+LANGUAGES = ["sw", "te", "bn", "ja"]
+METHODS = [
+    "base", "math expert", "language expert", "joint SFT", "freeze in training", "revert after training", "soup",
+    "task arithmetic", "TIES", "layer swap", "transition removed", "only bottom", "widths chosen", "searched weights",
+]  # fmt: skip
+ZONE_WIDTHS = [f"{end}, width {t}" for end in ("bottom", "top", "both") for t in (1, 2, 3)]
+DRAWS = [f"random layers, draw {seed}" for seed in (1, 4, 5, 6, 7)]
+CONTROLS = ["middle layers", *DRAWS, "roles reversed"]
+MEASURES = ["exact match", "answer loss, nats a token"]
+# Result file of the lab -> (conditions, whether it is pooled too, measures).
+TABLES = {
+    "mgsm": (METHODS, False, None),
+    "mgsm_maximum": (METHODS, False, None),
+    "mgsm_paired": ([name for name in METHODS if name != "math expert"], True, None),
+    "mgsm_soup": ([name for name in METHODS if name != "soup"], True, None),
+    "mgsm_chosen": (["layer swap", "transition removed", "only bottom", "searched weights"], True, None),
+    "answer_nll": ([name for name in METHODS if name != "math expert"], True, None),
+    "solution_nll": ([name for name in METHODS if name != "math expert"], True, None),
+    "transition_removed": (["transition removed"], True, MEASURES),
+    "transition_width": (ZONE_WIDTHS, True, None),
+    "transition_weight": (["weight 0.25", "transition kept", "weight 0.75", "weight 1"], True, None),
+    "non_layer": (
+        [f"{zone}: non-layer {source} - average" for zone in ("kept", "removed") for source in ("math", "language")]
+        + [f"removed - kept, non-layer {source}" for source in ("math", "average", "language")], True, None,
+    ),
+    "top_bottom": (["both", "only bottom", "only top", "interaction"], True, MEASURES),
+    "controls": (["both", *CONTROLS], True, None),
+    "both_controls": ([*CONTROLS, "mean of the random draws"], True, None),
+    "width_map": ([f"{b} bottom, {u} top" for b in range(4) for u in range(4)], False, None),
+    "width_paired": ([f"{b} bottom, {u} top" for b in range(4) for u in range(4) if (b, u) != (1, 1)], True, None),
+    "single_layers": ([*map(str, range(8)), "non-layer"], False, ["exact match", "answer loss"]),
+}  # fmt: skip
+
+
+def missing_or_twice(table, conditions, pooled, panels):
+    """What a result table lacks, has twice or should not have."""
+    keys = ["condition", "language"] + (["measure"] if panels else [])
+    expected = set(product(conditions, LANGUAGES + ["pooled"] * pooled, *([panels] if panels else [])))
+    rows = list(table.astype({"condition": str})[keys].itertuples(index=False, name=None))
+    return (expected ^ set(rows)) | {row for row in rows if rows.count(row) > 1}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_labs_tables_have_every_condition_once(name):
+    table = pd.read_csv(FIGURES / "lab" / f"{name}.csv")
+    assert not missing_or_twice(table, *TABLES[name])
+    assert missing_or_twice(table.drop(index=0), *TABLES[name]), "a missing row is seen"
+    assert missing_or_twice(pd.concat([table, table.iloc[[0]]]), *TABLES[name]), "a row that stands twice is seen"
+
+
+@pytest.mark.parametrize("name", ["transition_removed", "top_bottom", "mgsm_paired"])
+def test_the_labs_sample_detects_five_points(name):
+    table = pd.read_csv(FIGURES / "lab" / f"{name}.csv")
+    pooled = table[(table.language == "pooled") & ~table.get("measure", table.language).str.startswith("answer")]
+    assert len(pooled) and (pooled.minimum_detectable_effect < 0.05).all()
+
+
+def findings_of(root, *profiles):
+    """FINDINGS.md, written in a copy of the project that has the figures of these profiles."""
+    for folder in ("notebooks", "params"):
+        shutil.copytree(ROOT / folder, root / folder)
+    for profile in profiles:
+        shutil.copytree(FIGURES / profile, root / "figures" / profile, ignore=shutil.ignore_patterns("*.png", "*.svg"))
+    write_findings(Project(root))
+    return (root / "FINDINGS.md").read_text(encoding="utf-8")
+
+
+def test_findings_are_what_the_results_say(tmp_path):
+    profiles = [folder.name for folder in FIGURES.iterdir() if folder.name != "ci"]
+    assert (ROOT / "FINDINGS.md").read_text(encoding="utf-8") == findings_of(tmp_path, *profiles), "run make all"
+
+
+def test_a_changed_result_changes_the_findings(tmp_path):
+    before = findings_of(tmp_path, "lab").splitlines()
+    path = tmp_path / "figures" / "lab" / "mgsm_paired.csv"
+    table = pd.read_csv(path)
+    row = (table.condition == "layer swap") & (table.language == "pooled")
+    table.loc[row, ["difference", "low", "high", "p_holm"]] = -0.0123, -0.02, -0.001, 0.01
+    table.to_csv(path, index=False)
+    write_findings(Project(tmp_path))
+    changed = [line for line in (tmp_path / "FINDINGS.md").read_text().splitlines() if line not in before]
+    assert len(changed) == 1 and re.match(
+        r"\| \[layer swap, against the math expert\]\(figures/lab/mgsm_paired.png\) \| -1.2 \(-2.0, -0.1\) points"
+        r" \| 1280 \| clear \(p 0.01\) \| sw [0+-], te [0+-], bn [0+-], ja [0+-]"
+        r" \| does not agree: merged models beat the experts",
+        changed[0],
+    )  # fmt: skip
+    path.unlink()
+    write_findings(Project(tmp_path))
+    text = (tmp_path / "FINDINGS.md").read_text()
+    assert "## Profile lab" not in text and "Profile lab is left out" in text
+
+
+def test_every_figure_that_is_linked_is_there():
+    linked = set(re.findall(r"\((figures/[^)]*)\)", (ROOT / "FINDINGS.md").read_text()))
+    assert len(linked) > 10 and all((ROOT / file).is_file() for file in linked)

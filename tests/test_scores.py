@@ -1,0 +1,167 @@
+"""Conditions scored with the pair of experts that their roles name, and losses of texts."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from conftest import word_tokenizer, write_checkpoint
+from transformers import AutoModelForCausalLM
+
+from layerswap.errors import UserError
+from layerswap.evaluation.engine import generate
+from layerswap.experts import index as index_module
+from layerswap.experts.index import ExpertIndex, save_index
+from layerswap.lab.task import LabTask
+from layerswap.merging.in_memory import ExpertPair
+from layerswap.merging.plans import Plan, uniform
+from layerswap.merging.task_vectors import TaskVectors
+from layerswap.run import scores as scores_module
+from layerswap.run.experiments import Condition, experts_alone
+from layerswap.run.scores import ProfileScores, held_out_losses
+
+TASK = LabTask()
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """base, math, sw and te under a project of their own; the index is saved as profile "p"."""
+    for module in (index_module, scores_module):
+        for name in {"ROOT", "BUILD"} & vars(module).keys():
+            monkeypatch.setattr(module, name, tmp_path / name.lower() if name != "ROOT" else tmp_path)
+    folders = {name: write_checkpoint(tmp_path / name, seed) for seed, name in enumerate(["base", "math", "sw", "te"])}
+    index = ExpertIndex(
+        source="lab", seeds=[1], note="", base=folders.pop("base"), joint={}, frozen={},
+        experts={name: [folder] for name, folder in folders.items()},
+    )  # fmt: skip
+    save_index("p", index)
+    return index
+
+
+@pytest.fixture
+def larger_index(index, tmp_path):
+    """The index with two seeds, joint and frozen models; te is left out."""
+    new_seeds = iter(range(10, 20))
+
+    def more(n):
+        return [write_checkpoint(tmp_path / f"more-{seed}", seed) for seed in islice(new_seeds, n)]
+
+    larger = replace(
+        index, seeds=[5, 7], experts={name: [*index.experts[name], *more(1)] for name in ("math", "sw")},
+        joint={"sw": more(2)}, frozen={"math": more(2), "sw": more(2)},
+    )  # fmt: skip
+    save_index("p", larger)
+    return larger
+
+
+def scorer(languages, **settings):
+    """Scores of profile "p": prompts of the lab, four new tokens."""
+    return ProfileScores("p", languages, "lab", **{"exemplars": 0, "max_new_tokens": 4} | settings)
+
+
+def prompts_of(language, n):
+    return [TASK.prompt(problem, []) for problem in TASK.problems(language, "test", n)]
+
+
+def texts(answers):
+    return [answer.text for answer in answers]
+
+
+def test_each_language_is_scored_with_its_own_pair(index):
+    frame = scorer(["en", "sw", "te"]).score(experts_alone(4), 3)
+    assert frame.groupby(["language", "condition"]).size().eq(3).all() and len(frame) == 27
+    for (condition, language), rows in frame.groupby(["condition", "language"]):
+        math = index.experts["math"]
+        language_expert = index.experts.get(language, math)
+        folder = {"base": index.base, "math expert": math[0], "language expert": language_expert[0]}[condition]
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        expected = generate(model, word_tokenizer(), prompts_of(language, 3), 4)
+        assert list(rows.text) == texts(expected), (condition, language)
+
+
+def test_every_condition_takes_the_models_of_its_roles(larger_index):
+    """Whatever it is called: every condition of every pair answers as its two models do, merged or alone."""
+    swap, whole = Plan("swap", (1.0, 0.0, 0.0, 1.0), 0.0), uniform(4, 0.0, "whole")
+    conditions = [
+        Condition("base", swap),  # a name that says something else than its roles
+        Condition("a", whole, ("joint", "joint")),
+        Condition("b", swap, ("frozen math", "frozen language")),
+        Condition("c", whole, ("base", "base")),
+        Condition("d", swap, ("math", "base")),
+        Condition("TIES", TaskVectors("TIES", "ties", density=0.5)),
+    ]
+    frame = scorer(["sw"], pairs="2x2").score(conditions, 3)
+    assert list(dict.fromkeys(frame.condition)) == [condition.name for condition in conditions], "in their order"
+    assert len(frame) == 6 * 4 * 3
+    for (name, math_seed, language_seed), rows in frame.groupby(["condition", "math_seed", "language_seed"]):
+        i, j = larger_index.seeds.index(math_seed), larger_index.seeds.index(language_seed)
+        experts, frozen, base = larger_index.experts, larger_index.frozen, larger_index.base
+        pair = experts["math"][i], experts["sw"][j]
+        if name == "a":
+            model = AutoModelForCausalLM.from_pretrained(larger_index.joint["sw"][j])
+        elif name == "c":
+            model = AutoModelForCausalLM.from_pretrained(base)
+        else:
+            folders = {"b": (frozen["math"][i], frozen["sw"][j]), "d": (pair[0], base)}.get(name, pair)
+            models = ExpertPair(*folders, base if name == "TIES" else None)
+            model = models.apply(next(condition.plan for condition in conditions if condition.name == name))
+        expected = generate(model, word_tokenizer(), prompts_of("sw", 3), 4)
+        assert list(rows.text) == texts(expected), (name, math_seed, language_seed)
+
+
+def test_answers_are_kept(index, monkeypatch):
+    first = scorer(["sw"]).score(experts_alone(4), 3)
+    monkeypatch.setattr(ExpertPair, "apply", lambda *arguments: pytest.fail("answered again"))
+    assert scorer(["sw"]).score(experts_alone(4), 3).equals(first)
+
+
+def test_validation_and_test_problems_are_disjoint(index, tmp_path, monkeypatch):
+    scorer(["sw", "te"]).check_disjoint(100, 320)
+    folder = tmp_path / "data" / "mgsm"
+    folder.mkdir(parents=True)
+    (folder / "mgsm_sw.tsv").write_text("".join(f"question {i}\t{i}\n" for i in range(250)))
+    monkeypatch.setenv("LAYERSWAP_DATA", str(folder.parent))
+    save_index("p", replace(index, source="local"))
+    local = scorer(["sw"])
+    local.check_disjoint(50, 200)
+    assert [problem.number for problem in local.task.problems("sw", "validation", 2)] == [200, 201]
+    with pytest.raises(UserError, match="1 of 50 validation problems in sw are also tested, such as mgsm-200"):
+        local.check_disjoint(50, 201)
+    with pytest.raises(UserError, match="5 of 5 validation problems in sw are also tested"):
+        scorer(["sw"], split="validation").check_disjoint(5, 10)
+    with pytest.raises(UserError, match="n_validation is 51, but sw has 50 validation problems"):
+        local.check_disjoint(51, 10)
+
+
+def loss_by_hand(folder, prompt, completion):
+    """Nats a token of a completion, from one unbatched forward of transformers."""
+    tokenizer, model = word_tokenizer(), AutoModelForCausalLM.from_pretrained(folder)
+    head, tail = tokenizer(prompt).input_ids, tokenizer(completion).input_ids
+    log_p = model(torch.tensor([head + tail])).logits[0].log_softmax(-1)  # [length, vocabulary]
+    return -sum(log_p[len(head) + i - 1, token].item() for i, token in enumerate(tail)) / len(tail)
+
+
+def test_held_out_losses_are_of_base_and_expert(index):
+    row = {"prompt": "one plus", "completion": " two is three"}
+    losses = held_out_losses(index, {"math": [row], "sw": [row]}).set_index(["language", "condition"]).loss
+    for language, condition, folder in (
+        ("en", "base", index.base),
+        ("en", "math expert", index.experts["math"][0]),
+        ("sw", "base", index.base),
+        ("sw", "language expert", index.experts["sw"][0]),
+    ):
+        assert losses[language, condition] == pytest.approx(loss_by_hand(folder, **row), rel=1e-5)
+    assert len(losses) == 4
+
+
+def test_solution_losses_are_of_each_solution_after_the_others(index):
+    base, _, language_expert = experts_alone(4)
+    frame = scorer(["sw"], exemplars=1).solution_losses([base, language_expert])
+    solved = TASK.exemplars("sw", 8)
+    assert list(frame.condition) == ["base"] * 8 + ["language expert"] * 8
+    for condition, folder in (("base", index.base), ("language expert", index.experts["sw"][0])):
+        losses = frame[frame.condition == condition].set_index("id").loss
+        for i, other in ((0, 1), (5, 0)):
+            prompt = TASK.prompt(solved[i], [solved[other]])
+            expected = loss_by_hand(folder, prompt, f" {solved[i].answer}")
+            assert losses[i] == pytest.approx(expected, rel=1e-5)
