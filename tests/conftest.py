@@ -114,7 +114,7 @@ def experts(tmp_path_factory):
 # Files of fast tests, for ``make check``: none trains, generates or starts processes.
 FAST = set(
     "architecture arithmetic checkpoint cost error_analysis experiments extraction files lab manifest mergekit mgsm "
-    "msvamp plans profiles report selection statistics task_vectors terminal".split()
+    "msvamp plans report selection statistics task_vectors terminal".split()
 )
 
 

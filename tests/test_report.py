@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from layerswap.files import FIGURES, ROOT
-from layerswap.run.experiments import write_findings
+from layerswap.run.findings import write_findings
 from layerswap.run.profiles import Project
 
 LANGUAGES = ["sw", "te", "bn", "ja"]

@@ -43,22 +43,22 @@ def dispatch(options: argparse.Namespace) -> int:
     from layerswap.run.profiles import Project, load_profile
 
     project = Project()
-    if options.command == "run":
-        try:
+    try:
+        if options.command == "run":
             notebooks.run_profile(project, options.profile, options.names)
-        except notebooks.NotebookFailed as error:
-            print_error(str(error))
-            return 1
-    elif options.command == "cost":
-        from layerswap.run.cost import cost_report
+        elif options.command == "refresh":
+            notebooks.refresh(project, options.names)
+        elif options.command == "report":
+            from layerswap.run.findings import write_findings
 
-        print("\n".join(cost_report(options.profile, load_profile(project, options.profile))))
-    elif options.command == "report":
-        from layerswap.run.experiments import write_findings
+            write_findings(project)
+        else:
+            from layerswap.run.cost import cost_report
 
-        write_findings(project)
-    else:
-        notebooks.refresh(project, options.names)
+            print("\n".join(cost_report(options.profile, load_profile(project, options.profile))))
+    except notebooks.NotebookFailed as error:
+        print_error(str(error))
+        return 1
     return 0
 
 

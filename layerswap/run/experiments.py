@@ -4,9 +4,8 @@ The notebooks run it, ``run.cost`` counts it, FINDINGS.md prints its claims, fig
 condition's name is for people; what it is made of are its plan and its roles.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from layerswap.analysis.comparisons import (
     AGREES,
@@ -19,9 +18,7 @@ from layerswap.analysis.comparisons import (
     Fact,
     against,
 )
-from layerswap.analysis.report import report_text
 from layerswap.errors import UserError
-from layerswap.files import atomic_file
 from layerswap.merging.plans import (
     Plan,
     layer_swap,
@@ -35,7 +32,7 @@ from layerswap.merging.plans import (
     uniform,
 )
 from layerswap.merging.task_vectors import TaskVectors
-from layerswap.run.profiles import Parameters, Project, load_profile
+from layerswap.run.profiles import Parameters
 
 WIDTH_NAMES = ("bottom", "top", "transition_bottom", "transition_top")
 SEARCH_POPULATION = 8  # plans a generation of the search
@@ -291,7 +288,7 @@ def candidates(
 
 def methods(
     n_layers: int, widths: dict[str, int], weight: float, non_layer_weight: float, ties_density: float,
-    baselines: Iterable[str] = (), chosen_plans: Sequence[Plan] = (),
+    baselines: Collection[str] = (), chosen_plans: Sequence[Plan] = (),
 ) -> Experiment:  # fmt: skip
     """All methods: base and experts, training instead of merging, merges from the literature, layer swapping.
 
@@ -365,9 +362,7 @@ def profile_experiments(settings: dict[str, Parameters], n_layers: int) -> list[
     swap, zone, both, final = (settings[name] for name in ("02_swap", "03_transition", "04_top_bottom", "05_mgsm"))
     n_chosen = (1 + (final["generations"] > 0)) * (final["n_validation"] > 0)
     placeholders = [uniform(n_layers, w, name) for name, w in (("widths chosen", 0.3), ("searched weights", 0.7))]
-    validated = [
-        candidates(n_layers, final["candidate_widths"], final["non_layer_weights"], final["generations"])
-    ] * (n_chosen > 0)  # fmt: skip
+    grid = candidates(n_layers, final["candidate_widths"], final["non_layer_weights"], final["generations"])
     return [
         starting_point(n_layers),
         first_answers(n_layers, widths_of(n_layers, swap), swap["weight"], swap["non_layer_weight"]),
@@ -376,44 +371,7 @@ def profile_experiments(settings: dict[str, Parameters], n_layers: int) -> list[
         ends(n_layers, widths_of(n_layers, both), both["control_seeds"], both["non_layer_weight"]),
         width_map(n_layers, widths_of(n_layers, both), both["map_widths"], both["non_layer_weight"]),
         single_layers(n_layers, both["probed_layers"]),
-        *validated,
+        *([grid] if n_chosen else []),
         methods(n_layers, widths_of(n_layers, final), final["weight"], final["non_layer_weight"],
                 final["ties_density"], settings["01_experts"]["baselines"], placeholders[:n_chosen]),
     ]  # fmt: skip
-
-
-SECTIONS = {
-    "03_transition": "The transition zone",
-    "04_top_bottom": "Only top or only bottom layers replaced",
-    "05_mgsm": "Methods on MGSM",
-}  # of FINDINGS.md
-LEFT_OUT = ("ci",)  # profiles that only show that the notebooks run
-
-
-def write_findings(project: Project) -> None:
-    """Write FINDINGS.md from the result files of all profiles that have figures."""
-    figures = project.root / "figures"
-    profiles = {}
-    for folder in sorted(path for path in figures.iterdir() if path.is_dir() and path.name not in LEFT_OUT):
-        settings = load_profile(project, folder.name)
-        experiments = profile_experiments(settings, count_plotted_layers(folder))
-        profiles[folder.name] = {
-            title: [
-                comparison
-                for experiment in experiments
-                if experiment.notebook == notebook
-                for comparison in experiment.comparisons
-            ]
-            for notebook, title in SECTIONS.items()
-        }
-    with atomic_file(project.root / "FINDINGS.md") as file:
-        file.write(report_text(profiles, figures))
-
-
-def count_plotted_layers(folder: Path) -> int:
-    """Layers of the models whose results a folder of figures holds, by its layer map; 8 if it has none yet."""
-    path = folder / "layer_map.csv"
-    if not path.is_file():
-        return 8
-    header = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
-    return sum(name.startswith("layer ") for name in header)

@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,31 @@ class NotebookFailed(UserError):
 
 
 def external_inputs(project: Project, parameters: Parameters) -> dict[str, Any]:
-    """Name -> content of each file or model folder outside the project's own that a parameter names.
+    """Name -> content of each file, model folder or data set's folder outside the project that a parameter names.
 
-    Files of text by digest; model folders and GGUF files by names, sizes and times: to hash them would take as long
-    as to use them.
+    Files of text by digest; folders and GGUF files by names, sizes and times: to hash them would take as long as to
+    use them.
     """
     inputs: dict[str, Any] = {}
     for value in set(strings_in(parameters)):
         for language in parameters.get("languages", [""]):
             name = re.sub(r":[^:/]*$", "", value.replace("{language}", language))  # the weight of a data set
             path = project.root / name
-            if path.is_file():
-                stat = path.stat()
-                inputs[name] = [stat.st_size, stat.st_mtime_ns] if path.suffix == ".gguf" else file_digest(path)
+            if path.is_file() and path.suffix != ".gguf":
+                inputs[name] = file_digest(path)
+            elif path.is_file():
+                inputs[name] = listing([path])
             elif any((path / config).is_file() for config in ("config.json", "adapter_config.json")):
-                inputs[name] = sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in path.iterdir())
+                inputs[name] = listing(path.iterdir())
+    source = project.root / str(parameters.get("source", "")).removeprefix("msvamp:")
+    if source.is_dir() and source != project.root:
+        inputs["source"] = listing(path for path in source.rglob("*") if path.is_file())
     return dict(sorted(inputs.items()))
+
+
+def listing(paths: Iterable[Path]) -> list[list[Any]]:
+    """Name, size and time of files."""
+    return sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths)
 
 
 def strings_in(value: Any) -> list[str]:
@@ -62,22 +71,22 @@ def strings_in(value: Any) -> list[str]:
 
 
 def package_digest(project: Project) -> str:
-    """Digest of every file of the package, whatever room it is in; texts for people (.md) do not count."""
+    """Digest of every file of the package, whatever package it is in; texts for people (.md) do not count."""
     folder = project.root / "layerswap"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".md", ".pyc")]
     return json_digest([[str(path.relative_to(folder)), file_digest(path)] for path in files])
 
 
 def data_digest(project: Project, parameters: Parameters, artifacts: Sequence[Path]) -> str:
-    """Digest of LAYERSWAP_DATA where the notebook's benchmark lies there.
+    """Digest of LAYERSWAP_DATA where the notebook reads it: its benchmark lies there, or it trains on GSM8K.
 
-    Which one it is says the notebook's parameter ``source``, or that of the artifacts that it reads.
+    The benchmark is that of the parameter ``source``, or of the artifacts that the notebook reads.
     """
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in artifacts if path.is_file()]
-    sources = {
-        content["source"] for content in (parameters, *contents) if isinstance(content, dict) and "source" in content
-    }
-    if not any(find_task(source).reads_data_folder for source in sources):
+    sources = {content["source"] for content in (parameters, *contents)
+               if isinstance(content, dict) and "source" in content}  # fmt: skip
+    trains_on_gsm8k = any(text.partition(":")[0] == "gsm8k" for text in strings_in(parameters))
+    if not trains_on_gsm8k and not any(find_task(source).reads_data_folder for source in sources):
         return json_digest({})
     folder = data_folder()
     return json_digest({str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()})
@@ -139,7 +148,7 @@ def run_profile(project: Project, profile: str, names: Sequence[str] = ()) -> li
     for name in names:
         metadata(project, name)
     for name in names:
-        project.build(profile, "").mkdir(parents=True, exist_ok=True)
+        project.build(profile, ".").mkdir(parents=True, exist_ok=True)
         with open(project.build(profile, f".{name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if is_current(project, name, profile, parameters[name]):
@@ -188,7 +197,7 @@ def execute(project: Project, name: str, profile: str, parameters: Parameters) -
         if running.exists():
             os.replace(running, failed)
         message = f"{ename}: {getattr(error, 'evalue', '')}" if ename else str(error)
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", message).strip().splitlines()[0]
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", message).strip().partition("\n")[0]
         raise NotebookFailed(f"{name} failed: {reason} (see {failed.relative_to(project.root)})") from None
     with atomic_file(running) as file:
         nbformat.write(clean(nbformat.read(running, 4)), file)
@@ -207,10 +216,11 @@ def refresh(project: Project, names: Sequence[str] = ()) -> None:
     """
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     quiet_kernels()
     for name in names or project.notebook_names():
+        metadata(project, name)
         started, path = time.monotonic(), project.notebook(name)
         notebook = nbformat.read(path, 4)
         client = NotebookClient(
@@ -219,8 +229,9 @@ def refresh(project: Project, names: Sequence[str] = ()) -> None:
         )  # fmt: skip
         try:
             client.execute()
-        except CellExecutionError as error:
-            raise NotebookFailed(f"{name} failed: {error.ename}: {one_line(error.evalue)}") from None
+        except (CellExecutionError, DeadKernelError) as error:
+            reason = one_line(getattr(error, "evalue", error))
+            raise NotebookFailed(f"{name} failed: {getattr(error, 'ename', 'the kernel')}: {reason}") from None
         with atomic_file(path) as file:
             nbformat.write(clean(notebook), file)
         print(f"{name:14} {time.monotonic() - started:5.0f} s", flush=True)

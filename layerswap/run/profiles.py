@@ -207,7 +207,7 @@ def find_task(source: str) -> Task:
     if source in ("mgsm", "local", "rev2") or "/" in source:
         return MGSM("local" if source == "mgsm" else source)
     expected = (
-        "lab, local, rev2, msvamp, or a hub id such as juletxara/mgsm@<commit> or msvamp:Mathoctopus/MSVAMP@<commit>"
+        "lab, mgsm, rev2, msvamp, or a hub id such as juletxara/mgsm@<commit> or msvamp:Mathoctopus/MSVAMP@<commit>"
     )
     raise UserError(f"source is {source!r}, expected {expected}")
 
