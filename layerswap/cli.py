@@ -39,7 +39,6 @@ from layerswap.terminal import run_command
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WIDTHS = ("bottom", "top", "transition_bottom", "transition_top")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 N_EXEMPLARS = 8  # as MGSM publishes ...
 ZERO_SHOT_STYLES = ("chat", "lab")  # ... but in these styles none
@@ -52,7 +51,10 @@ INTERRUPTED = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose options are written out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False} | settings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -84,7 +86,7 @@ def command_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True)
     swap = Parser(add_help=False)
     zones = swap.add_argument_group("the layer swap", "a width that is not given is the paper's, scaled to the depth")
-    for width in WIDTHS:
+    for width in merging.WIDTH_NAMES:
         zones.add_argument("--" + width.replace("_", "-"), type=int, metavar="N", help=f"layers of zone {width}")
     zones.add_argument("--weight", type=float, help="the language expert's weight in the transition zone (0.5)")
     zones.add_argument("--non-layer-weight", type=float, help="its weight in embeddings, final norm and head (0.5)")
@@ -156,7 +158,7 @@ def plan_from_args(options: argparse.Namespace, n_layers: int | None) -> "mergin
     Raises:
         UserError: options that contradict each other, that are no plan, or that give no depth.
     """
-    zones = {name: getattr(options, name) for name in (*WIDTHS, "weight", "non_layer_weight")}
+    zones = {name: getattr(options, name) for name in (*merging.WIDTH_NAMES, "weight", "non_layer_weight")}
     zones = {name: value for name, value in zones.items() if value is not None}
     if options.plan is None:
         if n_layers is None:

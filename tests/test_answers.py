@@ -10,7 +10,8 @@ import pytest
 from test_scoring import evaluate_lab, finished_model, scored_model
 
 from layerswap.errors import UserError
-from layerswap.evaluation import AnswerCache
+from layerswap.evaluation import AnswerCache, scoring
+from layerswap.evaluation.answers import RECORD
 from layerswap.files import ROOT
 
 
@@ -25,21 +26,50 @@ def test_a_torn_line_is_skipped_and_closed(tmp_path, damage):
     pd.testing.assert_frame_equal(evaluate_lab(path, [finished_model("a", "weights-a")]), longer)
 
 
+def kept_row(key, n):
+    return {"key": key, **dict.fromkeys(RECORD), "n_tokens": n}
+
+
 def test_two_processes_share_a_file(tmp_path):
     first, second = (AnswerCache(tmp_path / "answers.jsonl") for _ in range(2))
     for cache, rows in ((first, "a1 b1 b2"), (second, "b3 c3")):
         for key, n in rows.split():
-            cache.add({"key": key, "n": int(n)})
+            cache.add(kept_row(key, int(n)))
         assert not cache.rows  # within a second they wait for each other
     first.flush(), second.flush()
     first.read()
-    assert first.rows == second.rows == {key: {"key": key, "n": n} for key, n in (("a", 1), ("b", 1), ("c", 3))}
+    assert first.rows == second.rows == {key: kept_row(key, n) for key, n in (("a", 1), ("b", 1), ("c", 3))}
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
     with open(first.path, "ab") as file:  # torn, but complete as JSON
-        file.write(b'{"key": "d", "n": 4}')
-    second.add({"key": "d", "n": 5})
+        file.write(json.dumps(kept_row("d", 4)).encode())
+    second.add(kept_row("d", 5))
     second.flush()
-    assert second.rows["d"]["n"] == 4 and len(first.path.read_text().splitlines()) == 4
+    assert second.rows["d"]["n_tokens"] == 4 and len(first.path.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("no memory")])
+def test_answers_of_the_last_second_are_kept(tmp_path, monkeypatch, error):
+    cache, finished = AnswerCache(tmp_path / "answers.jsonl"), []
+    cache.last_flush = float("inf")  # the second never ends
+
+    def count(bar, i, answer):
+        if len(finished) == 2:
+            raise error
+        finished.append(f"p{i}")
+
+    monkeypatch.setattr(scoring.AnswerProgress, "count", count)
+    with pytest.raises(type(error)):
+        evaluate_lab(cache, [scored_model("a", 0)])
+    assert [json.loads(line)["id"] for line in cache.path.read_text().splitlines()] == finished
+    assert len(finished) == 2
+
+
+@pytest.mark.parametrize("field", ["key", "answer_nll"])
+def test_a_file_of_something_else_is_refused(tmp_path, field):
+    row = {name: value for name, value in kept_row("a", 1).items() if name != field}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=f"rows.jsonl: a line has no field '{field}', expected a file of answers"):
+        AnswerCache(tmp_path / "rows.jsonl")
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_model_loads(tmp_path):

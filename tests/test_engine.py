@@ -106,6 +106,19 @@ def test_a_batch_is_halved_where_the_memory_does_not_suffice(model_and_tokenizer
     assert max(batch_sizes) == 24 and sum(size <= 5 for size in batch_sizes) > 4
 
 
+def test_losses_and_prefixes_beyond_the_memory_are_refused(model_and_tokenizer, monkeypatch):
+    def without_memory(*arguments, **settings):
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    model, tokenizer = model_and_tokenizer
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cpu: no memory for 1 texts; lower batch"):
+        patch.setattr(engine, "prefill", without_memory)
+        nll(model, tokenizer, ["one"], ["two"])
+    monkeypatch.setattr(model, "forward", without_memory)
+    with pytest.raises(UserError, match="cpu: no memory for the shared prefix of 40 tokens"):
+        generate(model, tokenizer, make_prompts(tokenizer, 40), 3)
+
+
 def test_a_prompt_beyond_the_memory_is_refused(model_and_tokenizer, monkeypatch):
     def decode_without_memory(*arguments):
         raise torch.cuda.OutOfMemoryError("no memory")
@@ -240,6 +253,9 @@ def test_a_prompt_without_tokens_is_named(model_and_tokenizer):
             call()
     with pytest.raises(UserError, match="continuation '' has no tokens"):
         nll(model, tokenizer, ["one", "two"], ["one", ""])
+    for call in (nll, lambda *arguments: generate(*arguments[:3], 5, continuations=arguments[3])):
+        with pytest.raises(UserError, match="there are 0 continuations, expected one for each of 1 prompts"):
+            call(model, tokenizer, ["one"], [])
     assert generate(model, tokenizer, [], 5) == [] and nll(model, tokenizer, [], []) == []
 
 

@@ -165,7 +165,7 @@ def test_digests_name_the_weights_and_nothing_else(experts, checkpoint_factory):
     assert not {ExpertPair(math, language, dtype=torch.bfloat16).merge_digest(plan) for plan in PLANS} & set(digests)
     assert ExpertPair(language, math).merge_digest(PLANS[2]) != digests[2]
     assert not {ExpertPair(other.folders["language"], language).merge_digest(plan) for plan in PLANS[:3]} & set(digests)
-    assert "model" not in vars(pair)  # no model is loaded for a digest
+    assert "model_and_slots" not in vars(pair)  # no model is loaded for a digest
 
 
 def test_the_same_weights_used_otherwise_have_another_digest(checkpoint_factory):
@@ -202,5 +202,5 @@ def test_a_stored_tensor_that_is_no_parameter_is_refused(experts, monkeypatch):
 
     from_pretrained = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", with_buffer)
-    with pytest.raises(UserError, match="model.norm.weight"):
+    with pytest.raises(UserError, match="math: tensor model.norm.weight is no parameter of the model"):
         ExpertPair(*experts).apply(PLANS[0])

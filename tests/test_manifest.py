@@ -22,9 +22,18 @@ def reshape(path):
     save_file({name: tensor.reshape(1, *tensor.shape) for name, tensor in data.items()}, path)
 
 
+def rename(path):
+    data = load_file(path)
+    save_file({"extra" if name == "model.norm.weight" else name: tensor for name, tensor in data.items()}, path)
+
+
 CHANGED = {
     "a bit of a tensor": (lambda out: flip(out / "model.safetensors"), "tensor .* has sha256"),
     "a shape": (lambda out: reshape(out / "model.safetensors"), "dtypes or shapes"),
+    "a tensor more": (
+        lambda out: rename(out / "model.safetensors"),
+        "tensor extra is in the weights, but not in",
+    ),
     "the config": (lambda out: flip(out / "config.json"), "config.json: sha256 is"),
     "the model card": (lambda out: flip(out / "README.md"), "README.md: sha256 is"),
     "a file more": (lambda out: (out / "model-1.safetensors").touch(), "model-1.safetensors: is not in the manifest"),

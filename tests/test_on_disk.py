@@ -327,9 +327,9 @@ def test_bad_calls_stop_before_anything_is_written(experts, tmp_path):
         merge(math, language, SWAP, tmp_path / "new", donor="base")
     with pytest.raises(UserError, match="shard_size is 0"):
         merge(math, language, SWAP, tmp_path / "new", shard_size=0)
-    with pytest.raises(UserError, match="needs math, language, base; base is None"):
+    with pytest.raises(UserError, match="needs math, language, base; base is None, expected the base"):
         merge(math, language, TIES, tmp_path / "new")
-    with pytest.raises(UserError, match="needs math, language; base is "):
+    with pytest.raises(UserError, match="needs math, language; base is .*, expected none"):
         merge(math, language, SWAP, tmp_path / "new", base=math)
     with pytest.raises(UserError, match="is both the language and the base model"):
         merge(math, language, TIES, tmp_path / "new", base=language)

@@ -63,6 +63,8 @@ def test_a_second_run_computes_nothing(tmp_path):
     pd.testing.assert_frame_equal(evaluate_lab(path, [finished_model("a", "weights-a")]), first)
     renamed = evaluate_lab(path, [finished_model("b", "weights-a")])
     pd.testing.assert_frame_equal(renamed.assign(condition="a"), first)
+    with pytest.raises(UserError, match="problems is empty, expected one or more"):
+        evaluate_lab(path, [finished_model("a", "weights-a")], n=0)
     longer = evaluate_lab(AnswerCache(path), [scored_model("a", 0)], n=8)
     assert len(longer) == 8 and len(path.read_text().splitlines()) == 8
 

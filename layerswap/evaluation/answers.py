@@ -13,6 +13,8 @@ from typing import Any
 
 from layerswap.errors import UserError
 
+RECORD = "stop n_tokens text answer_language answer_nll answer_tokens answer_bytes".split()  # fields of an answer
+
 
 class AnswerCache:
     """The answers of a JSONL file. Several processes may append to it at once.
@@ -30,7 +32,10 @@ class AnswerCache:
         self.read()
 
     def read(self) -> None:
-        """Read the lines that were added since the last time. A line that a crash tore is skipped."""
+        """Read the lines that were added since the last time. A line that a crash tore is skipped.
+
+        UserError for a line of other fields: the file holds something else.
+        """
         if not self.path.is_file():
             return
         with open(self.path, "rb") as file:
@@ -41,9 +46,12 @@ class AnswerCache:
                 self.n_bytes_read += len(line)
                 try:
                     row = json.loads(line)
-                    self.rows.setdefault(row["key"], row)
-                except (ValueError, KeyError, TypeError):
+                except ValueError:
                     continue
+                if isinstance(row, dict):
+                    if absent := {"key", *RECORD} - row.keys():
+                        raise UserError(f"{self.path}: a line has no field {min(absent)!r}, expected a file of answers")
+                    self.rows.setdefault(row["key"], row)
 
     def check(self) -> None:
         """UserError unless the file can be written to; to be called before answers are computed for it."""
@@ -60,6 +68,8 @@ class AnswerCache:
 
     def flush(self) -> None:
         """Append the pending rows whose key is not in the file yet, as whole lines, and flush them to the disk."""
+        if not self.pending:
+            return
         with open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = file.seek(0, os.SEEK_END)

@@ -10,7 +10,7 @@ tokens are those of ``model.generate`` (float32, one prompt at a time).
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from layerswap.evaluation.prefix_attention import LayerKV
 
 MIN_PREFIX = 16  # tokens from which on a shared prefix gets a pass of its own
-PREFILL = 2048  # tokens of prompts that run through the model at once
+PREFILL_TOKENS = 2048  # tokens of prompts that run through the model at once
 MAX_LOGITS = 1 << 28  # logits of continuations held at once (1 GiB in float32)
 MAX_SCORES = 1 << 28  # attention scores held at once, where torch's own kernel cannot be used
 NGRAM, MAX_DRAFT = 3, 4  # tokens looked up in the context, and how many that followed them are drafted
@@ -66,17 +66,17 @@ class Generation:
 
 
 def encode_prompts(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bool, model: "PreTrainedModel",
-    token_budgets: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], model: "PreTrainedModel", token_budgets: Sequence[int],
+    *, add_special_tokens: bool,
 ) -> list[list[int]]:  # fmt: skip
-    """Token ids of each text, with the tokenizer's special tokens if ``special``.
+    """Token ids of each text.
 
     UserError names the longest text and counts them all if some, with ``token_budgets`` (tokens that follow each text),
     exceed the model's context: nothing is cut.
     """
     check_attention(model)
-    encoded = tokenizer(list(texts), add_special_tokens=special).input_ids if texts else []
-    if any(ids[-1:] == [tokenizer.eos_token_id] for ids in encoded if special):
+    encoded = tokenizer(list(texts), add_special_tokens=add_special_tokens).input_ids if texts else []
+    if any(ids[-1:] == [tokenizer.eos_token_id] for ids in encoded if add_special_tokens):
         raise UserError(f"{tokenizer.name_or_path}: the tokenizer ends every text; set add_eos_token to false")
     context, rope = model.config.max_position_embeddings, getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":  # beyond that, what was calculated before would have to change
@@ -95,8 +95,10 @@ def encode_prompts(
     return encoded
 
 
-def encode_continuations(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each continuation, without special tokens. UserError for one that has none."""
+def encode_continuations(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], n_prompts: int) -> list[list[int]]:
+    """Token ids of each prompt's continuation, without special tokens. UserError for one without tokens."""
+    if len(texts) != n_prompts:
+        raise UserError(f"there are {len(texts)} continuations, expected one for each of {n_prompts} prompts")
     encoded = tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
     if not all(encoded):
         raise UserError(f"continuation {texts[encoded.index([])]!r} has no tokens, expected some")
@@ -123,11 +125,13 @@ def batch_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[
 
 def generate(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], max_new_tokens: int,
-    stop: Sequence[str] = (), continuations: Sequence[str] | None = None, **settings: Any,
+    stop: Sequence[str] = (), continuations: Sequence[str] | None = None, *,
+    templated: bool = False, batch_tokens: int = 16384, on_finish: Callable[[int, Generation], object] | None = None,
 ) -> list[Generation]:  # fmt: skip
-    """Greedy answers, one a prompt, in the order of ``prompts``; arguments and errors as in ``stream``."""
+    """Greedy answers, one per prompt, in the order of ``prompts``; arguments and errors as in ``stream``."""
     answers: dict[int, Generation] = {}
-    for batch in stream(model, tokenizer, prompts, max_new_tokens, stop, continuations, **settings):
+    for batch in stream(model, tokenizer, prompts, max_new_tokens, stop, continuations,
+                        templated=templated, batch_tokens=batch_tokens, on_finish=on_finish):  # fmt: skip
         answers |= batch
     return [answers[i] for i in range(len(prompts))]
 
@@ -153,21 +157,25 @@ def stream(
             depend on which others are requested; batches without a requested prompt are left out.
         batch_tokens: tokens of a batch beside the shared prefix, answers included; a batch that does not fit the GPU's
             memory is halved.
-        on_finish: called with (index, answer) as each answer ends.
+        on_finish: called with (index, answer) as each answer ends; again where a halved batch answers it once more.
 
     Yields:
         {index of the prompt: its answer} of a batch.
 
     Raises:
-        UserError: prompts without tokens or beyond the model's context, or a model with another attention.
+        UserError: no new tokens or a bad ``stop``; continuations that are not one per prompt; texts without tokens,
+            or beyond the model's context; a tokenizer that ends every text; a model with another attention; too little
+            memory for the shared prefix or for one prompt.
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
     if isinstance(stop, str) or "" in stop:
         raise UserError(f"stop is {stop!r}, expected a list of strings, none of them empty")
-    continuation_ids = encode_continuations(tokenizer, continuations) if continuations else [[] for _ in prompts]
+    continuation_ids: list[list[int]] = [[] for _ in prompts]
+    if continuations is not None:
+        continuation_ids = encode_continuations(tokenizer, continuations, len(prompts))
     token_budgets = [max(max_new_tokens, len(ids)) for ids in continuation_ids]
-    encoded = encode_prompts(tokenizer, prompts, not templated, model, token_budgets)
+    encoded = encode_prompts(tokenizer, prompts, model, token_budgets, add_special_tokens=not templated)
     shared = shared_length(encoded)
     lengths = [len(ids) - shared + budget for ids, budget in zip(encoded, token_budgets, strict=True)]
     groups = list(batch_by_length(lengths, batch_tokens))
@@ -179,10 +187,10 @@ def stream(
         suffixes, answers = [encoded[i][shared:] for i in group], {}
         losses: list[Loss | None] = [None] * len(group)
         cache, logits = prefill(model, prefix, suffixes)
-        if continuations:
+        if continuations is not None:
             nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
             losses = [
-                continuation_loss(total, continuation_ids[i], continuations[i])
+                Loss(total, len(continuation_ids[i]), len(continuations[i].encode()))
                 for total, i in zip(nats, group, strict=True)
             ]
         for row, tokens, reason in decode(model, tokenizer, cache, logits, suffixes, prefix_ids, max_new_tokens, stop):
@@ -317,7 +325,7 @@ def prefill(
     model: "PreTrainedModel", prefix: "Sequence[LayerKV]", suffixes: Sequence[Sequence[int]]
 ) -> tuple[SharedCache, Tensor]:
     """The cache of suffixes, sorted longest first, after a prefix; and logits of the next token [rows, vocabulary]."""
-    cache, logits, batch_tokens = SharedCache(model, prefix, len(suffixes)), [], PREFILL
+    cache, logits, batch_tokens = SharedCache(model, prefix, len(suffixes)), [], PREFILL_TOKENS
     if getattr(model.config, "attn_logit_softcapping", None):  # then all scores are held at once
         width = model.config.num_attention_heads * (cache.prefix_length + len(suffixes[0]))
         batch_tokens = min(batch_tokens, MAX_SCORES // width)
@@ -353,11 +361,6 @@ def score_continuations(
     return nats.tolist()
 
 
-def continuation_loss(nats: float, ids: Sequence[int], text: str) -> Loss:
-    """The ``Loss`` of a continuation with these token ids."""
-    return Loss(nats, len(ids), len(text.encode()))
-
-
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """The token ids that end an answer: the tokenizer's and those of the model's generation settings."""
     eos = model.generation_config.eos_token_id
@@ -367,7 +370,7 @@ def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -
 @torch.inference_mode()
 def nll(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str],
-    continuations: Sequence[str], batch_tokens: int = PREFILL,
+    continuations: Sequence[str], batch_tokens: int = PREFILL_TOKENS,
 ) -> list[Loss]:  # fmt: skip
     """The loss of each continuation given its prompt.
 
@@ -381,13 +384,14 @@ def nll(
         batch_tokens: of a batch beside the shared prefix.
 
     Returns:
-        One ``Loss`` a prompt, in their order.
+        One ``Loss`` per prompt, in their order.
 
     Raises:
-        UserError: a pair beyond the model's context, or a text without tokens.
+        UserError: as ``stream`` for prompts, continuations, tokenizer and model; too little memory for the shared
+            prefix or a batch.
     """
-    continuation_ids = encode_continuations(tokenizer, continuations)
-    prompt_ids = encode_prompts(tokenizer, prompts, True, model, list(map(len, continuation_ids)))
+    continuation_ids = encode_continuations(tokenizer, continuations, len(prompts))
+    prompt_ids = encode_prompts(tokenizer, prompts, model, list(map(len, continuation_ids)), add_special_tokens=True)
     shared, losses = shared_length(prompt_ids), {}
     prefix = run_prefix(model, prompt_ids[0][:shared] if prompt_ids else [])
     lengths = [len(first) + len(second) - shared for first, second in zip(prompt_ids, continuation_ids, strict=True)]
@@ -395,8 +399,11 @@ def nll(
         for group in batch_by_length(lengths, batch_tokens):
             group.sort(key=lambda i: -len(prompt_ids[i]))
             suffixes = [prompt_ids[i][shared:] for i in group]
-            cache, logits = prefill(model, prefix, suffixes)
-            nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
+            try:
+                cache, logits = prefill(model, prefix, suffixes)
+                nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
+            except torch.cuda.OutOfMemoryError:
+                raise UserError(f"{model.device}: no memory for {len(group)} texts; lower batch_tokens") from None
             for i, total in zip(group, nats, strict=True):
-                losses[i] = continuation_loss(total, continuation_ids[i], continuations[i])
+                losses[i] = Loss(total, len(continuation_ids[i]), len(continuations[i].encode()))
     return [losses[i] for i in range(len(prompts))]

@@ -212,11 +212,11 @@ def split_attention(
     scores = torch.cat([prefix_scores, suffix_scores], -1)  # [kv heads, group, new, all]
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    hidden, lowest = ~cache.attention_mask(window), torch.finfo(scores.dtype).min  # [new, all]
+    masked, lowest = ~cache.attention_mask(window), torch.finfo(scores.dtype).min  # [new, all]
     if window is None:  # all of the prefix may be seen
-        scores[..., cache.prefix_length :].masked_fill_(hidden[:, cache.prefix_length :], lowest)
+        scores[..., cache.prefix_length :].masked_fill_(masked[:, cache.prefix_length :], lowest)
     else:
-        scores.masked_fill_(hidden, lowest)
+        scores.masked_fill_(masked, lowest)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     suffix_weights = weights[..., cache.prefix_length :].permute(2, 0, 1, 3)  # [new, kv heads, group, columns]
     suffix_weights = cache.pad(suffix_weights)  # [rows, kv heads, group, width, columns]
@@ -279,11 +279,13 @@ def forward(
 def run_prefix(model: "PreTrainedModel", ids: Sequence[int]) -> list[LayerKV]:
     """Keys and values of a prefix by the model's own attention, each [kv heads, length, head], for ``SharedCache``.
 
-    UserError, before anything runs, for a model with an attention that ``SharedCache`` cannot serve.
+    For models that ``check_attention`` accepts. UserError if the memory does not suffice.
     """
-    check_attention(model)
     if not ids:
         return []
     cache = DynamicCache()  # without the config: every layer keeps all, also those with a window
-    model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, logits_to_keep=1)
+    try:
+        model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, logits_to_keep=1)
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(f"{model.device}: no memory for the shared prefix of {len(ids)} tokens") from None
     return [(layer.keys[0], layer.values[0]) for layer in cache.layers]

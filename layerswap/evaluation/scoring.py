@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from layerswap.errors import UserError, one_line
-from layerswap.evaluation.answers import AnswerCache
+from layerswap.evaluation.answers import RECORD, AnswerCache
 from layerswap.files import json_digest
 from layerswap.progress import progress_options
 from layerswap.tasks.base import Problem, Task
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from layerswap.evaluation.engine import Generation
 
-RECORD = "stop n_tokens text answer_language answer_nll answer_tokens answer_bytes".split()
 SCORES = "value correct rule wrong_language lm_eval_strict lm_eval_flexible".split()
 COLUMNS = ["condition", "language", "style", "id", "gold", *SCORES, *RECORD]
 TODAY = "26 Jul 2024"  # for chat templates that tell the date, as Llama's do: a prompt must not change by the day
@@ -60,14 +59,16 @@ def evaluate(
         batch_tokens: as in ``engine.stream``.
 
     Returns:
-        Among the columns: ``value``, the number as a string or None; ``correct``, whether it is the problem's;
+        Among the columns: ``value``, the number as a string, or NaN; ``correct``, whether it is the problem's;
         ``rule``, what found it; ``stop``, why the answer ended; ``answer_nll``, the loss in nats of the task's
         reference text.
 
     Raises:
-        UserError: prompts that do not fit a model's context, or a tokenizer without the chat template that style
-            "chat" needs.
+        UserError: no problems, a file of something else than answers, prompts that do not fit a model's context, or a
+            tokenizer without the chat template that style "chat" needs.
     """
+    if not problems:
+        raise UserError("problems is empty, expected one or more")
     cache, records = cache if isinstance(cache, AnswerCache) else AnswerCache(cache), []
     language, is_chat = problems[0].language, style == "chat"
     stop = task.stops(language, style, bool(exemplars))
@@ -93,8 +94,11 @@ def evaluate(
 
                 network, tokenizer = model.load()
                 texts = [apply_template(tokenizer, prompt) for prompt in prompts] if is_chat else prompts
-                for _ in stream(network, tokenizer, texts, max_new_tokens, stop, references, templated=is_chat,
-                                indices=missing, batch_tokens=batch_tokens, on_finish=on_finish):  # fmt: skip
+                try:
+                    for _ in stream(network, tokenizer, texts, max_new_tokens, stop, references, templated=is_chat,
+                                    indices=missing, batch_tokens=batch_tokens, on_finish=on_finish):  # fmt: skip
+                        cache.flush()
+                finally:
                     cache.flush()
         records += [
             score_answer(model.name, task, problem, cache.rows[key], style)

@@ -4,6 +4,7 @@ from .mergekit import from_mergekit as from_mergekit, to_mergekit as to_mergekit
 from .on_disk import merge as merge
 from .plans import (
     SCALED as SCALED,
+    WIDTH_NAMES as WIDTH_NAMES,
     Plan as Plan,
     layer_swap as layer_swap,
     middle_layers as middle_layers,

@@ -6,6 +6,8 @@ does it: its import takes a tenth of the time of torch's.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import iadd
 from typing import TYPE_CHECKING
 
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, read_chunks, to_float64
@@ -30,29 +32,29 @@ def merge_chunks(
         plan: says how several are combined: a weighted mean of bounded chunks, or task vectors of the whole tensors.
 
     Yields:
-        The sources' bytes, in the order of ``sources``, and the merged bytes. Both buffers are used again for the
-        next chunk.
+        The sources' bytes, in the order of ``plan.roles``, and the merged bytes. The sources' buffers are used again
+        for the next chunk; a copy is its source's buffer.
 
     Raises:
         UserError: a file that ends too early.
     """
-    tensors = list(sources.values())
-    chunks = zip(*map(read_chunks, tensors), strict=True)
-    if len(tensors) == 1:
-        for (chunk,) in chunks:
+    if len(sources) == 1:
+        for chunk in read_chunks(*sources.values()):
             yield [chunk], chunk
-    elif not tensors[0].n_bytes:
         return
-    elif isinstance(plan, TaskVectors):
+    tensors = [sources[role] for role in plan.roles]
+    if not tensors[0].n_bytes:
+        return
+    if isinstance(plan, TaskVectors):
         import torch
 
         dtype = getattr(torch, FLOAT_DTYPES[tensors[0].dtype])
-        whole: list[Bytes] = [b"".join(map(bytes, read_chunks(tensor))) for tensor in tensors]
-        values = {r: torch.frombuffer(bytearray(data), dtype=dtype) for r, data in zip(sources, whole, strict=True)}
+        whole: list[Bytes] = [reduce(iadd, read_chunks(tensor), bytearray()) for tensor in tensors]
+        values = {role: torch.frombuffer(data, dtype=dtype) for role, data in zip(plan.roles, whole, strict=True)}
         yield whole, plan.combine(**values).view(torch.uint8).numpy().data
     else:
         weight = plan.weight(name)
-        for math, language in chunks:
+        for math, language in zip(*map(read_chunks, tensors), strict=True):
             for start in range(0, len(math), STEP_BYTES):
                 step = slice(start, start + STEP_BYTES)
                 mean = weighted_mean(math[step], language[step], weight, tensors[0].dtype)

@@ -83,7 +83,7 @@ class ExpertPair:
         return {role: model_digest(folder) for role, folder in self.folders.items()}
 
     @cached_property
-    def model(self) -> "tuple[PreTrainedModel, dict[int | None, list[ParameterSlot]]]":
+    def model_and_slots(self) -> "tuple[PreTrainedModel, dict[int | None, list[ParameterSlot]]]":
         """The one model that ``apply`` changes, and its slots by layer (None: non-layer)."""
         experts = {folder: self.load(folder) for folder in {self.folders["math"], self.folders["language"]}}
         math, language = (experts[self.folders[role]] for role in ("math", "language"))
@@ -100,8 +100,10 @@ class ExpertPair:
             slot = ParameterSlot(model.get_submodule(module)._parameters, attribute, tensor_name, parameter, other)
             slots.setdefault(layer_index(name), []).append(slot)
         stored_names = self.headers["math"].keys()
-        if differing := set(first_names.values()) - stored_names | stored_names - math_parameters.keys():
-            raise UserError(f"{self.folders['math']}: tensor {min(differing)} has another name in the model")
+        if extra := stored_names - math_parameters.keys():
+            raise UserError(f"{self.folders['math']}: tensor {min(extra)} is no parameter of the model, expected one")
+        if missing := set(first_names.values()) - stored_names:
+            raise UserError(f"{self.folders['math']}: has no tensor {min(missing)}, a parameter of the model")
         return model, slots
 
     def load(self, folder: Path) -> "PreTrainedModel":
@@ -126,7 +128,7 @@ class ExpertPair:
         plan.check_depth(self.n_layers, self.folders["math"])
         if missing := set(plan.roles) - self.folders.keys():
             raise UserError(f"plan {plan.name!r} needs the {min(missing)} model, which was not given")
-        model, slots = self.model
+        model, slots = self.model_and_slots
         for layer, layer_slots in slots.items():
             signature = self.layer_signature(plan, layer)
             if self.applied.get(layer) == signature:

@@ -111,14 +111,17 @@ def verify(folder: str | Path, progress: Callable[[int], object] = lambda n_byte
     except (TypeError, AttributeError):
         raise UserError(f"{folder / MANIFEST}: not a manifest of layerswap") from None
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    for name in sorted(present ^ files.keys()):
+    if differing := present ^ files.keys():
+        name = min(differing)
         raise UserError(f"{folder / name}: {'is not in the manifest' if name in present else 'no such file'}")
     for name, sha in files.items():
         if sha and file_digest(folder / name) != sha:
             raise UserError(f"{folder / name}: sha256 is {file_digest(folder / name)}, expected {sha}")
     header = read_header(folder)
     if differing := header.keys() ^ digests.keys():
-        raise UserError(f"{folder}: tensor {min(differing)} is in only one of weights and manifest")
+        name = min(differing)
+        places = ("weights", "manifest") if name in header else ("manifest", "weights")
+        raise UserError(f"{folder}: tensor {name} is in the {places[0]}, but not in the {places[1]}")
     for name, tensor in header.items():
         if (sha := tensor_digest(tensor)) != digests[name]:
             raise UserError(f"{tensor.file}: tensor {name} has sha256 {sha}, expected {digests[name]}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerswap.errors import UserError
-from layerswap.merging.plans import Plan
+from layerswap.merging.plans import Plan, check_nonnegative
 from layerswap.merging.task_vectors import MergePlan
 
 MAX_LAYERS = 100_000  # of a model; more are a mistake
@@ -43,11 +43,11 @@ def to_mergekit(
         raise UserError(f"{math}: is both the math and the language model, expected two names")
     exact = {*plan.layers, plan.non_layer_weight} <= {0, 1}
 
-    def layer_slice(start: int, end: int, language_weight: float) -> dict[str, Any]:
+    def layer_slice(start: int, end: int, weight: float) -> dict[str, Any]:
         sources = []
-        for model, weight in ((language, language_weight), (math, 1 - language_weight)):
-            if weight:
-                parameters = {} if exact else {"parameters": {"weight": weight}}
+        for model, model_weight in ((language, weight), (math, 1 - weight)):
+            if model_weight:
+                parameters = {} if exact else {"parameters": {"weight": model_weight}}
                 sources.append({"model": str(model), "layer_range": [start, end], **parameters})
         return {"sources": sources}
 
@@ -133,9 +133,7 @@ def language_weight(
         else:
             raise UserError(f"{location}: model is {model!r}, expected {math} or {language}")
         weight = parameters.get("weight", 1.0 if method == "passthrough" else None)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1e300:
-            raise UserError(f"{location}: weight is {weight!r}, expected a number, 0 or more")
-        weights[role] += weight
+        weights[role] += check_nonnegative(f"{location}: weight", weight)
     total = sum(weights.values())
     if method == "passthrough" and len(sources) != 1 or not total:
         raise UserError(

@@ -1,7 +1,8 @@
 """The merge on disk: expert folders and a plan become a new checkpoint folder with its manifest.
 
 All is planned from headers before a byte is written. Where the plan's weight is 0 or 1 bytes are copied, elsewhere
-``arithmetic`` calculates them. Either way goes chunk by chunk: memory does not grow with the model.
+``arithmetic`` calculates them. Copies and means go chunk by chunk, so memory does not grow with the model; task vectors
+take whole tensors.
 """
 
 import json
@@ -41,10 +42,12 @@ class MergedTensor:
 
     @property
     def is_copy(self) -> bool:
+        """Whether its bytes are those of one model."""
         return len(self.sources) == 1
 
     @property
     def n_bytes(self) -> int:
+        """Its size in bytes."""
         return next(iter(self.sources.values())).n_bytes
 
 
@@ -79,21 +82,23 @@ def merge(
     Returns:
         The manifest, also written to layerswap.json: plan, donor, experts; ``tensors``, name -> source ("math",
         "language", "math+language" ...), weight, sha256, and ``from``, the sha256 of each source of a mixed one;
-        ``digest`` of the merged weights; ``files`` with the sha256 of those that are not weights.
+        ``digest`` of the merged weights; ``files`` with the sha256 of those that are not weights. Without ``hashing``
+        there is no ``digest``, and no sha256 of a tensor.
 
     Raises:
         UserError: ``out`` is not new or empty, the disk is too full, the models do not fit each other, or the plan does
             not fit them. Nothing is written then.
     """
     if (base is None) == ("base" in plan.roles):
-        raise UserError(f"plan {plan.name!r} needs {', '.join(plan.roles)}; base is {base}")
+        expected = "the base model's folder" if base is None else "none"
+        raise UserError(f"plan {plan.name!r} needs {', '.join(plan.roles)}; base is {base}, expected {expected}")
     folders = {"math": Path(math), "language": Path(language)} | ({} if base is None else {"base": Path(base)})
     headers = check_inputs(folders, plan, out, donor, shard_size)
     shards = plan_shards(headers, plan, shard_size)
     weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
     n_bytes = sum(tensor.n_bytes for tensor in headers["math"].values())
     check_space(out, sum(shard.n_bytes for shard in shards))
-    manifest: dict[str, Any] = {
+    manifest: dict[str, Any] = {  # a folder's name may be no UTF-8, JSON must be
         "layerswap": __version__, "plan": plan.to_dict(), "donor": donor,
         "experts": {role: {"folder": os.fsencode(folder.resolve().name).decode(errors="replace"),
                            "config": file_digest(folder / "config.json")} for role, folder in folders.items()},
@@ -133,7 +138,7 @@ def check_inputs(
 
 
 def plan_shards(headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePlan, shard_size: int) -> list[Shard]:
-    """The shards of the merge, in the order of the math expert's files and of the tensors in them."""
+    """The shards of the merge, in the order of the math expert's files; within a file the widest dtypes come first."""
     math = headers["math"]
     groups: list[list[str]] = []  # names of the tensors of each shard
     n_bytes = 0  # of the last group

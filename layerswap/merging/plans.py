@@ -10,14 +10,16 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from layerswap.checkpoints.safetensors import layer_index
 from layerswap.errors import UserError
 
-SCALED = "scaled"  # a width that is the paper's, scaled to the depth of the model
+SCALED: Literal["scaled"] = "scaled"  # a width that is the paper's, scaled to the depth of the model
+Width = int | Literal["scaled"]  # a number of layers, or SCALED
 PAPER_DEPTH = 32  # layers of the paper's models
 PAPER_WIDTHS = {"bottom": 5, "top": 2, "transition_bottom": 1, "transition_top": 1}  # layers of PAPER_DEPTH
+WIDTH_NAMES = tuple(PAPER_WIDTHS)
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,15 @@ class Plan:
             )
         return self.layers[layer]
 
-    def check_depth(self, n_layers: int, folder: str | Path) -> None:
-        """UserError unless the plan is for models of ``n_layers`` layers, such as that of ``folder``."""
-        if len(self.layers) != n_layers:
-            raise UserError(f"plan {self.name!r} has {len(self.layers)} layers, {folder} has {n_layers}")
+    def check_depth(self, n_layers: int, location: str | Path) -> None:
+        """UserError unless the plan is for models of ``n_layers`` layers, as ``location`` (a folder, an option) has."""
+        n_weights = len(self.layers)
+        if n_weights != n_layers:
+            raise UserError(f"plan {self.name!r} has {n_weights} layers, {location} has {n_layers}, expected as many")
 
     def layer_map(self) -> str:
         """One letter a layer, bottom first: L language expert, M math expert, x a mix of the two ("LxMMxL")."""
         return "".join({0.0: "M", 1.0: "L"}.get(weight, "x") for weight in self.layers)
-
-    def reversed(self) -> "Plan":
-        """The control with the experts' roles exchanged: 1 - w everywhere."""
-        layers = tuple(1 - weight for weight in self.layers)
-        return Plan(f"{self.name}, roles reversed", layers, 1 - self.non_layer_weight)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able data; ``Plan.from_dict`` reads it back."""
@@ -91,6 +89,13 @@ def check_weight(field: str, weight: Any) -> float:
     if not is_number(weight) or not 0 <= weight <= 1:
         raise UserError(f"{field} is {weight!r}, expected a number from 0 to 1")
     return float(weight) + 0.0
+
+
+def check_nonnegative(field: str, value: Any) -> float:
+    """``value`` as a float, 0 or more. UserError, naming the field, for anything else."""
+    if not is_number(value) or not 0 <= value < 1e300:
+        raise UserError(f"{field} is {value!r}, expected a number, 0 or more")
+    return float(value)
 
 
 def is_number(value: Any) -> bool:
@@ -154,7 +159,7 @@ def only_top(n_layers: int, top: int, non_layer_weight: float = 0.5, name: str =
 
 
 def selected_layers(
-    n_layers: int, layers: Collection[int], non_layer_weight: float = 0.5, name: str = "chosen layers"
+    n_layers: int, layers: Collection[int], non_layer_weight: float = 0.5, name: str = "selected layers"
 ) -> Plan:
     """Weight 1 in the given ``layers`` (indices), 0 in all others. UserError for a layer that the model lacks."""
     if unknown := sorted(set(layers) - set(range(n_layers))):
@@ -162,7 +167,7 @@ def selected_layers(
     return Plan(name, tuple(float(i in layers) for i in range(n_layers)), non_layer_weight)
 
 
-def middle_layers(n_layers: int, count: int, non_layer_weight: float = 0.5, name: str = "middle") -> Plan:
+def middle_layers(n_layers: int, count: int, non_layer_weight: float = 0.5, name: str = "middle layers") -> Plan:
     """Control: ``count`` layers from the language expert, in the middle instead of at the ends.
 
     UserError unless ``count`` is a whole number from 0 to ``n_layers``.
@@ -190,8 +195,8 @@ def soup(n_layers: int) -> Plan:
 
 
 def scaled_widths(
-    n_layers: int, bottom: int | str = SCALED, top: int | str = SCALED, transition_bottom: int | str = SCALED,
-    transition_top: int | str = SCALED,
+    n_layers: int, bottom: Width = SCALED, top: Width = SCALED, transition_bottom: Width = SCALED,
+    transition_top: Width = SCALED,
 ) -> dict[str, int]:  # fmt: skip
     """The four widths of a layer swap, where "scaled" stands for the paper's width at this depth.
 
@@ -211,9 +216,7 @@ def scaled_widths(
     Raises:
         UserError: a width that is neither; it is named.
     """
-    widths: dict[str, Any] = {
-        "bottom": bottom, "top": top, "transition_bottom": transition_bottom, "transition_top": transition_top
-    }  # fmt: skip
+    widths: dict[str, Any] = dict(zip(WIDTH_NAMES, (bottom, top, transition_bottom, transition_top), strict=True))
     for field, width in widths.items():
         if width == SCALED:
             widths[field] = max(1, int(n_layers * PAPER_WIDTHS[field] / PAPER_DEPTH + 0.5))  # exact: 32 is a power of 2

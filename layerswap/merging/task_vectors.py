@@ -5,12 +5,12 @@ vectors to the base. TIES (Yadav et al., arXiv 2306.01708) trims each to its lar
 sign for every element, and adds the mean of those that agree with it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from layerswap.errors import UserError
-from layerswap.merging.plans import Plan, check_name, is_number
+from layerswap.merging.plans import Plan, check_name, check_nonnegative
 
 if TYPE_CHECKING:
     import torch
@@ -48,10 +48,7 @@ class TaskVectors:
         if self.method not in METHODS:
             raise UserError(f"method is {self.method!r}, expected one of {', '.join(METHODS)}")
         for field in ("math", "language", "density", "scale"):
-            value = getattr(self, field)
-            if not is_number(value) or not 0 <= value < 1e300:
-                raise UserError(f"{field} is {value!r}, expected a number, 0 or more")
-            object.__setattr__(self, field, float(value))
+            object.__setattr__(self, field, check_nonnegative(field, getattr(self, field)))
         if not 0 < self.density <= 1:
             raise UserError(f"density is {self.density!r}, expected a number above 0, at most 1")
         if self.method != "ties" and self.density != 1:
@@ -60,7 +57,7 @@ class TaskVectors:
     def weight(self, tensor_name: str) -> None:
         """None: no tensor is one expert's own, nor a mean of the two."""
 
-    def check_depth(self, n_layers: int, folder: str | Path) -> None:
+    def check_depth(self, n_layers: int, location: str | Path) -> None:
         """Accepts models of any depth."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,10 +67,10 @@ class TaskVectors:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TaskVectors":
         """The plan of ``to_dict``'s data. UserError for missing or unknown fields and for bad values."""
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise UserError(f"a plan of task vectors: {str(error).removeprefix('TaskVectors.')}") from None
+        if not {"name", "method"} <= set(data) <= {field.name for field in fields(cls)}:
+            names = "name, method and, as needed, math, language, density and scale"
+            raise UserError(f"a plan of task vectors has the fields {names}, found {data!r}")
+        return cls(**data)
 
     def combine(self, math: "torch.Tensor", language: "torch.Tensor", base: "torch.Tensor") -> "torch.Tensor":
         """The merged tensor.

@@ -20,6 +20,7 @@ from layerswap.analysis.comparisons import (
 )
 from layerswap.errors import UserError
 from layerswap.merging.plans import (
+    WIDTH_NAMES,
     Plan,
     layer_swap,
     middle_layers,
@@ -34,7 +35,6 @@ from layerswap.merging.plans import (
 from layerswap.merging.task_vectors import TaskVectors
 from layerswap.run.profiles import Parameters
 
-WIDTH_NAMES = ("bottom", "top", "transition_bottom", "transition_top")
 SEARCH_POPULATION = 8  # plans a generation of the search
 WORSE = "no gain, but a clear loss"
 NO_GAIN = "the transition zone showed no significant gain (B)"
