@@ -120,7 +120,7 @@ def test_the_names_of_tasks(folder):
     assert isinstance(find_task("msvamp"), MSVAMP) and find_task("msvamp").problems("sw") == MSVAMP().problems("sw")
     assert find_task("msvamp:Mathoctopus/MSVAMP@0123abc").source == "Mathoctopus/MSVAMP@0123abc"
     assert type(find_task("local")) is MGSM
-    with pytest.raises(UserError, match="source is 'msvmap', expected lab, local, rev2, msvamp"):
+    with pytest.raises(UserError, match="source is 'msvmap', expected lab, mgsm, rev2, msvamp"):
         find_task("msvmap")
 
 
