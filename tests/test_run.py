@@ -269,7 +269,7 @@ def test_a_stopped_run_is_done_again(project, stop):
 
 
 @pytest.mark.parametrize(
-    "room", sorted({str(path.parent.relative_to(ROOT)) for path in (ROOT / "layerswap").rglob("*.py")})
+    "package", sorted({str(path.parent.relative_to(ROOT)) for path in (ROOT / "layerswap").rglob("*.py")})
 )
 def test_one_line_in_any_package_runs_the_notebooks_again(project, package):
     """Whatever file it is in: a package's sub-packages count as its top level does, texts for people do not."""
