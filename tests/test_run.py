@@ -231,6 +231,7 @@ def start_second(project):
     """The run in a process of its own, once the second notebook's cell is under way."""
     write_profile(project, all={"width": 3, "pause": 30.0})
     script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job ignores it
         "import pathlib, sys; from layerswap.run import profiles; from layerswap.run.__main__ import main; "
         f"project = profiles.Project(pathlib.Path({str(project.root)!r})); profiles.Project = lambda: project; "
         "sys.exit(main(['run', '--profile', 'small']))"
