@@ -19,6 +19,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from layerswap.analysis.comparisons import against
 from layerswap.errors import UserError
 
 SEEDS = ["math_seed", "language_seed"]
@@ -173,8 +174,7 @@ def paired(
     frame: pd.DataFrame, conditions: Iterable[str], reference: str, column: str = "correct", pooled: bool = True
 ) -> pd.DataFrame:
     """Each condition minus a reference: ``compare`` of the contrasts that this means."""
-    contrasts = {condition: {condition: 1.0, reference: -1.0} for condition in conditions}
-    return compare(frame, contrasts, column, pooled)
+    return compare(frame, against(reference, conditions), column, pooled)
 
 
 def contrast(
