@@ -29,11 +29,13 @@ check: $(READY)  ## lint, format, types, direction of imports, fast tests: under
 	@.venv/bin/lint-imports --no-logo
 	@$(PY) -m pytest -q -m fast tests
 
+# One process a core with one thread each: two processes of two threads each take several times as long.
+test: export OMP_NUM_THREADS = 1
 test: $(READY)  ## everything: lint, all unit tests, notebook guards, nbval
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -q tests
-	$(PY) -m pytest -q --nbval --nbval-current-env notebooks
+	$(PY) -m pytest -q -n logical --dist worksteal tests
+	$(PY) -m pytest -q -n logical --dist loadfile --nbval --nbval-current-env notebooks
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks

@@ -130,7 +130,8 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of fast files, but for those marked slow."""
+    """Mark the tests of fast files, but for those marked slow; the longest of all comes first, beside all others."""
+    items.sort(key=lambda item: item.path.stem != "test_scale")
     for item in items:
         if is_fast(item.path) and not item.get_closest_marker("slow"):
             item.add_marker("fast")

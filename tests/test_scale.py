@@ -21,10 +21,10 @@ PROJECT = Project()
 PROFILE = {
     "all": {"base": "tall", "languages": ["sw"], "n_problems": 3, "max_new_tokens": 4, "eval_dtype": "bfloat16"},
     "01_experts": {
-        "seeds": [1, 2], "n_held_out": 20,
+        "seeds": [1, 2], "n_held_out": 8,
         "fine_tuning": {
-            "math_data": ["own:1", "math.jsonl:1"], "math_steps": 3, "language_steps": 30, "math_learning_rate": 0.001,
-            "language_learning_rate": 0.003, "batch_size": 8, "micro_batch": 4, "packing": True, "lora_rank": 4,
+            "math_data": ["own:1", "math.jsonl:1"], "math_steps": 1, "language_steps": 3, "math_learning_rate": 0.001,
+            "language_learning_rate": 0.01, "batch_size": 2, "micro_batch": 1, "packing": True, "lora_rank": 4,
             "dtype": "bfloat16",
         },
     },
