@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from layerswap.checkpoints.safetensors import layer_index
+from layerswap.checkpoints.layers import decoder_layers
 from layerswap.merging.mergekit import to_mergekit
 from layerswap.merging.plans import layer_swap, soup, uniform
 from layerswap.merging.task_vectors import TaskVectors
@@ -91,11 +91,10 @@ def read_tensors(folder):
 def compare(out, math, language, plan):
     """Assert that a merge is what the plan says; returns the fraction of mixed elements not rounded just once."""
     math_tensors, language_tensors = (dict(read_tensors(folder)) for folder in (math, language))
-    names, n_different, n_mixed = set(), 0, 0
+    names, n_different, n_mixed, layers = set(), 0, 0, decoder_layers(math)
     for name, tensor in read_tensors(out):
         a, b = math_tensors[name], language_tensors[name]
-        layer = layer_index(name)
-        weight = plan.non_layer_weight if layer is None else plan.layers[layer]
+        weight = plan.weight(layers.index(name))
         names.add(name)
         if weight in (0, 1):
             assert torch.equal(tensor.view(torch.int16), (b if weight else a).view(torch.int16)), name

@@ -234,6 +234,11 @@ def run_merge(options: argparse.Namespace) -> None:
     print(describe_plan(plan))
     by_source = ", ".join(f"{count} from {source}" for source, count in n_tensors.items())
     print(f"{options.out}: {n_tensors.total()} tensors, {by_source}")
+    layers = checkpoints.decoder_layers(math)
+    modules = Counter(layers.module(name) for name in manifest["tensors"] if not layers.is_text(name))
+    if modules:
+        listed = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
+        print(f"no part of the text decoder, taken whole from the {options.donor} expert: {listed}")
 
 
 @contextmanager
@@ -251,10 +256,10 @@ def byte_progress(folder: str, description: str) -> Iterator[Callable[[int], obj
 
 def run_inspect(options: argparse.Namespace) -> None:
     """Print what a checkpoint holds: architecture, size, tokenizer, tensors (those of all layers on one line)."""
-    from layerswap.checkpoints.safetensors import DTYPE_BYTES, LAYER_PATTERN
+    from layerswap.checkpoints.safetensors import DTYPE_BYTES
 
     folder = Path(options.folder)
-    header, n_layers = checkpoints.read_header(folder), checkpoints.layer_count(folder)
+    header, layers = checkpoints.read_header(folder), checkpoints.decoder_layers(folder)
     files = {tensor.file for tensor in header.values()}
     n_weights: Counter[str] = Counter()
     for tensor in header.values():
@@ -263,14 +268,17 @@ def run_inspect(options: argparse.Namespace) -> None:
     architectures = read_json(folder / "config.json").get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else "unknown architecture"
     megabytes = sum(file.stat().st_size for file in files) / 1e6
-    print(f"{architecture}: {n_layers} layers, {by_dtype}, {megabytes:,.1f} MB in {len(files)} file(s)")
+    print(f"{architecture}: {layers.count} layers, {by_dtype}, {megabytes:,.1f} MB in {len(files)} file(s)")
     print(f"tokenizer: {len(checkpoints.read_vocabulary(folder))} entries")
     shapes: Counter[tuple[Any, ...]] = Counter()
     for name, tensor in header.items():
-        in_layer = checkpoints.layer_index(name) is not None
-        shapes[LAYER_PATTERN.sub(".layers.*.", name).lstrip("."), tensor.dtype, tensor.shape, in_layer] += 1
-    for (name, dtype, shape, in_layer), count in shapes.items():
-        print(f"  {f'{count} layers' if in_layer else 'no layer':10} {dtype:5} {str(list(shape)):16} {name}")
+        layer = layers.index(name)
+        place = "no layer" if layers.is_text(name) else "apart"  # from the text decoder
+        if layer is not None:
+            name, place = name.replace(f"{layers.prefix}{layer}.", f"{layers.prefix}*.", 1), ""
+        shapes[name, tensor.dtype, tensor.shape, place] += 1
+    for (name, dtype, shape, place), count in shapes.items():
+        print(f"  {place or f'{count} layers':10} {dtype:5} {str(list(shape)):16} {name}")
     if (folder / merging.MANIFEST).is_file():
         print(f"merged by layerswap: {json.dumps(read_json(folder / merging.MANIFEST).get('plan'))}")
 
@@ -300,7 +308,7 @@ def run_eval(options: argparse.Namespace) -> None:
 
     digests, base = {}, options.base and resolve_argument(options.base)
     for folder in dict.fromkeys(resolve_argument(name, base) for name in options.model):
-        plan = merging.uniform(checkpoints.layer_count(folder), 0.0, folder)
+        plan = merging.uniform(1, 0.0, folder)  # of whatever depth, it is that model
         model_digests = dict.fromkeys(("math", "language"), checkpoints.model_digest(folder))
         weights = merging.merge_key(model_digests, plan, f"torch.{options.dtype}")
         digests[plan] = json_digest([weights, checkpoints.tokenizer_digest(folder)])

@@ -1,7 +1,8 @@
 """The error for bad input, and how errors are put on one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -22,3 +23,12 @@ def did_you_mean(word: object, words: Iterable[str]) -> str:
     """ "; did you mean ...?" for the closest of ``words``, or nothing."""
     close = difflib.get_close_matches(str(word), list(words), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def as_user_error(message: str) -> Iterator[None]:
+    """Turn an error of a library, of whatever class, into a UserError of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{message} ({describe_error(error)})") from None

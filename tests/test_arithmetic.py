@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import bits
+from conftest import bits, same_bits
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
 from layerswap.checkpoints.safetensors import read_header
-from layerswap.merging.arithmetic import merge_chunks, weighted_mean
+from layerswap.merging.arithmetic import merge_chunks, weighted_mean, weighted_mean_on_device
 from layerswap.merging.plans import uniform
 
 
@@ -20,7 +21,7 @@ def test_mixed_tensors_are_the_float64_mean_rounded_once(tmp_path, dtype, weight
         (tmp_path / name).mkdir()
         save_file({"x": tensor}, tmp_path / name / "model.safetensors")
     pair = {name: read_header(tmp_path / name)["x"] for name in ("math", "language")}
-    data = b"".join(bytes(merged) for _, merged in merge_chunks("x", pair, uniform(1, weight, "x")))
+    data = b"".join(bytes(merged) for _, merged in merge_chunks(pair, uniform(1, weight, "x"), weight))
     mean = torch.frombuffer(bytearray(data), dtype=dtype).double()
     expected = (1 - weight) * a.double() + weight * b.double()
     if dtype in (torch.bfloat16, torch.float16):  # torch goes by way of float32, and rounds twice
@@ -51,3 +52,29 @@ def test_numbers_at_the_edge_are_mixed_as_torch_does():
             expected = ((1 - weight) * a.double() + weight * b.double()).to(dtype)
             assert torch.equal(torch.from_numpy(mean).view(dtype).isnan(), expected.isnan())
             assert ((mean == bits(expected)).reshape(len(a), -1).all(1) | expected.isnan().numpy()).all()
+
+
+DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(list(DTYPES)), st.integers(0, 2**32), st.integers(1, 70_000), st.floats(1e-6, 1 - 1e-6),
+    st.booleans(),
+)  # fmt: skip
+def test_in_memory_and_on_disk_are_the_same_arithmetic(dtype, seed, n, weight, any_bits):
+    rng = np.random.default_rng(seed)
+    if any_bits:  # infinities, NaNs, subnormals
+        a, b = (torch.from_numpy(rng.integers(0, 256, n * dtype.itemsize, np.uint8)).view(dtype) for _ in range(2))
+    else:  # an expert close to the other: many ties
+        a = torch.from_numpy(rng.normal(0, 0.02, n)).to(dtype)
+        b = (a.double() + torch.from_numpy(rng.normal(0, 1e-3, n))).to(dtype)
+    chunks = [bytearray(bits(tensor).tobytes()) for tensor in (a, b)]
+    expected = torch.from_numpy(weighted_mean(*chunks, weight, DTYPES[dtype])).view(dtype)
+    assert same_bits(weighted_mean_on_device(a, b, weight), expected)
+
+
+def test_in_memory_a_mean_keeps_its_shape_and_needs_no_order_in_memory():
+    a, b = torch.randn(2, 5, 7, dtype=torch.float32).bfloat16()
+    expected = weighted_mean_on_device(a.contiguous(), b.contiguous(), 0.3)
+    assert same_bits(weighted_mean_on_device(a.T, b.T, 0.3), expected.T)

@@ -1,5 +1,7 @@
 """The eval kernel against transformers' own generate and forward."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import word_tokenizer
@@ -8,12 +10,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
@@ -83,6 +87,7 @@ def test_tokens_are_those_of_generate(model_and_tokenizer, shared):
 def test_the_prefix_runs_once(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
     n_tokens, embeddings = [], model.get_input_embeddings()
+    generate(model, tokenizer, ["one"], 1)  # the first time, the attention is tried
     embeddings.register_forward_hook(lambda module, inputs, output: n_tokens.append(inputs[0].numel()))
     texts = make_prompts(tokenizer, 40)
     generate(model, tokenizer, texts, 1)
@@ -265,21 +270,57 @@ def test_stop_strings_are_a_list_of_text(model_and_tokenizer, stop):
         generate(*model_and_tokenizer, ["one"], 5, stop=stop)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (BloomConfig(hidden_size=32, n_layer=2, n_head=4), "attention"),
-        (GptOssConfig(num_local_experts=4, head_dim=8, **SIZES), "sinks"),
-        (Llama4TextConfig(num_local_experts=2, head_dim=8, intermediate_size_mlp=64, **SIZES), "chunked_attention"),
-    ],
-    ids=["bloom", "gpt_oss", "llama4"],
-)
-def test_models_with_another_attention_are_refused(config, message):
+# Families that the shared attention does not serve: the reason, and fields beside SIZES.
+ALONE = {
+    "bloom": ("an attention of its own", BloomConfig(hidden_size=32, n_layer=2, n_head=4)),
+    "gpt_oss": ("sinks", GptOssConfig(num_local_experts=4, head_dim=8, **SIZES)),
+    "llama4": ("layers of chunked_attention", Llama4TextConfig(
+        num_local_experts=2, head_dim=8, intermediate_size_mlp=64, **SIZES)),
+    "llama4 without chunks": ("its logits differ by", Llama4TextConfig(
+        num_local_experts=2, head_dim=8, intermediate_size_mlp=64, layer_types=["full_attention"] * 3,
+        no_rope_layers=[1, 0, 0], attn_temperature_tuning=True, floor_scale=8, attn_scale=0.5,
+        **SIZES)),
+    "doge": ("a mask of the model's own", DogeConfig(**SIZES)),
+    "mamba": ("layers of linear_attention", MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ALONE)
+def test_models_with_another_attention_answer_one_prompt_at_a_time(family, capsys):
+    reason, config = ALONE[family]
     tokenizer = word_tokenizer()
-    config.vocab_size, config.pad_token_id, config.max_position_embeddings = len(tokenizer), 0, 128
+    config.vocab_size, config.pad_token_id, config.eos_token_id = len(tokenizer), 0, tokenizer.eos_token_id
+    if hasattr(config, "max_position_embeddings"):
+        config.max_position_embeddings = 128
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UserError, match=message):
-        generate(model, tokenizer, make_prompts(tokenizer, 40), 3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "A_log" not in name:
+                parameter.mul_(15.0)
+    texts = make_prompts(tokenizer, 40)[:8]
+    expected = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        expected.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=1.5)
+    finished = {}
+    answers = generate(model, tokenizer, texts, 6, continuations=["two"] * 8, on_finish=finished.__setitem__)
+    assert [answer.text for answer in answers] == expected and [finished[i] for i in range(8)] == answers
+    assert model.generation_config.do_sample
+    assert [answer.loss for answer in answers] == nll(model, tokenizer, texts, ["two"] * 8)
+    for text, answer in zip(texts, answers, strict=True):
+        ids, (target,) = tokenizer(text, return_tensors="pt").input_ids, tokenizer("two").input_ids
+        with torch.inference_mode():
+            log_likelihood = model(ids).logits[0, -1].double().log_softmax(-1)[target].item()
+        assert answer.loss.nats == pytest.approx(-log_likelihood, rel=1e-3)
+    word = next(text.split()[2] for text in expected if len(text.split()) > 2)
+    for answer, text in zip(generate(model, tokenizer, texts, 6, stop=[word]), expected, strict=True):
+        assert answer.text == text.split(word)[0] and (answer.stop == "stop string") == (word in text)
+    assert next(stream(model, tokenizer, texts, 6, indices={3})) == {3: dataclasses.replace(answers[3], loss=None)}
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"{type(model).__name__} answers one prompt at a time, slowly: ") and reason in line
 
 
 def test_a_tokenizer_that_ends_every_text_is_refused():

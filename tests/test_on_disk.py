@@ -339,13 +339,17 @@ def test_bad_calls_stop_before_anything_is_written(experts, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
 
 
-def test_integers_are_copied_but_not_mixed(checkpoint_factory, tmp_path):
-    for name in ("math", "language"):
-        edit_tensors(lambda data: data.update(steps=torch.arange(3)))(None, checkpoint_factory(name))
+def test_integers_are_mixed_only_where_they_are_equal(checkpoint_factory, tmp_path):
+    for steps, name in enumerate(("math", "language", "other"), 3):
+        data = {"table": torch.arange(3), "steps": torch.arange(min(steps, 4))[-3:]}
+        edit_tensors(lambda tensors, data=data: tensors.update(data))(None, checkpoint_factory(name))
     merge(tmp_path / "math", tmp_path / "language", SWAP, tmp_path / "copied")
+    soup = uniform(4, 0.5, "soup")
     with pytest.raises(UserError, match="steps is I64, which cannot be mixed"):
-        merge(tmp_path / "math", tmp_path / "language", uniform(4, 0.5, "soup"), tmp_path / "mixed")
-    assert {path.name for path in tmp_path.iterdir()} == {"math", "language", "copied"}
+        merge(tmp_path / "math", tmp_path / "language", soup, tmp_path / "mixed")
+    entry = merge(tmp_path / "language", tmp_path / "other", soup, tmp_path / "equal")["tensors"]["steps"]
+    assert (entry["source"], entry["weight"]) == ("math", 0.0)
+    assert {path.name for path in tmp_path.iterdir()} == {"math", "language", "other", "copied", "equal"}
 
 
 # --- interruption -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from .compatibility import (
     tokenizer_digest as tokenizer_digest,
 )
 from .gguf import convert_gguf as convert_gguf, load_gguf as load_gguf, smollm2 as smollm2
+from .layers import DecoderLayers as DecoderLayers, decoder_layers as decoder_layers, layer_count as layer_count
 from .loading import (
     fetch_from_hub as fetch_from_hub,
     load_model as load_model,
@@ -17,8 +18,6 @@ from .loading import (
 from .safetensors import (
     StoredTensor as StoredTensor,
     count_weights as count_weights,
-    layer_count as layer_count,
-    layer_index as layer_index,
     read_chunks as read_chunks,
     read_file_header as read_file_header,
     read_header as read_header,

@@ -7,8 +7,7 @@ says nothing, where an adapter does not fit the base or the result is another fu
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerswap.checkpoints.compatibility import copy_model_files, model_digest, tokenizer_digest
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, read_file_header, read_header, tensor_digest
-from layerswap.errors import UserError, describe_error
+from layerswap.errors import UserError, as_user_error
 from layerswap.files import BUILD, check_space, create_once, file_digest, json_digest, read_json
 
 if TYPE_CHECKING:
@@ -74,15 +73,6 @@ def merge_adapter(base: Path, adapter: Path, name: str) -> Path:
         (folder / "adapter.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
 
     return create_once(BUILD / "models" / f"{name}-{json_digest(content)[:16]}", write)
-
-
-@contextmanager
-def as_user_error(message: str) -> Iterator[None]:
-    """Turn an error of a library, of whatever class, into a UserError of one line."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{message} ({describe_error(error)})") from None
 
 
 def check_adapter_config(adapter: Path, settings: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ https://github.com/huggingface/safetensors#format
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +24,6 @@ DTYPE_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2
 DTYPE_BYTES |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # bytes of one element
 FLOAT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
 CHUNK = 1 << 20  # bytes: whole elements of every dtype, and still in the processor's cache when hashed and written
-LAYER_PATTERN = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True)
@@ -126,31 +124,6 @@ def read_header(folder: str | Path) -> dict[str, StoredTensor]:
     if missing := weight_map.keys() - tensors.keys():
         raise UserError(f"{index}: says that tensor {min(missing)} is in {weight_map[min(missing)]}, it is not")
     return tensors
-
-
-def layer_index(tensor_name: str) -> int | None:
-    """The layer of a tensor ("model.layers.3.mlp.up_proj.weight" -> 3); None for a tensor that is in no layer."""
-    match = LAYER_PATTERN.search(tensor_name)
-    return int(match[1]) if match else None
-
-
-def layer_count(folder: str | Path) -> int:
-    """Count the transformer layers of a model.
-
-    Args:
-        folder: of the model.
-
-    Returns:
-        Number of layers L.
-
-    Raises:
-        UserError: tensors and config.json do not agree on layers 0 to L - 1.
-    """
-    layers = sorted({layer for name in read_header(folder) if (layer := layer_index(name)) is not None})
-    expected = read_json(Path(folder) / "config.json").get("num_hidden_layers", len(layers))
-    if not layers or expected != len(layers) or layers != list(range(len(layers))):
-        raise UserError(f"{folder}: found tensors of layers {layers}, expected {expected!r} layers from 0 up")
-    return len(layers)
 
 
 def count_weights(header: Mapping[str, StoredTensor]) -> int:

@@ -7,17 +7,25 @@ arXiv 2211.17192) with n-grams of the context in place of a draft model. It is l
 tokens are those of ``model.generate`` (float32, one prompt at a time).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from layerswap.errors import UserError
-from layerswap.evaluation.prefix_attention import SharedCache, check_attention, forward, run_prefix, shared_attention
+from layerswap.evaluation.prefix_attention import (
+    SharedCache,
+    forward,
+    run_prefix,
+    shared_attention,
+    supports_shared_attention,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +37,8 @@ PREFILL_TOKENS = 2048  # tokens of prompts that run through the model at once
 MAX_LOGITS = 1 << 28  # logits of continuations held at once (1 GiB in float32)
 MAX_SCORES = 1 << 28  # attention scores held at once, where torch's own kernel cannot be used
 NGRAM, MAX_DRAFT = 3, 4  # tokens looked up in the context, and how many that followed them are drafted
+
+CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")  # what families call it
 
 NgramIndex = dict[tuple[int, ...], int]
 
@@ -65,6 +75,44 @@ class Generation:
     loss: Loss | None
 
 
+class GrowingAnswer:
+    """The tokens of an answer, one after the other, until something ends it.
+
+    Args:
+        tokenizer: of the model.
+        end_ids: token ids that end an answer.
+        stop: strings that end it.
+        max_new_tokens: of an answer.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", end_ids: set[int], stop: Sequence[str], max_new_tokens: int
+    ) -> None:
+        self.tokenizer, self.end_ids, self.stop, self.max_new_tokens = tokenizer, end_ids, stop, max_new_tokens
+        self.tokens: list[int] = []  # without the end token
+        self.visible: list[int] = []  # without special tokens
+        # Tokens, of a byte or more, that hold a stop string which has just been completed.
+        self.n_tail = max((len(string.encode()) for string in stop), default=0) + 8
+        self.special_ids = set(tokenizer.all_special_ids) if stop else set()
+
+    def add(self, token: int) -> str | None:
+        """Add a token; returns why the answer ends with it ("eos", "stop string", "length"), or None."""
+        if token in self.end_ids:
+            return "eos"
+        self.tokens.append(token)
+        if self.stop and token not in self.special_ids:
+            self.visible.append(token)
+            text = self.tokenizer.decode(self.visible[-self.n_tail :])
+            if any(string in text for string in self.stop):
+                return "stop string"
+        return "length" if len(self.tokens) == self.max_new_tokens else None
+
+    def text(self) -> str:
+        """The answer without special tokens, cut before a stop string."""
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        return text[: min((start for start in map(text.find, self.stop) if start >= 0), default=len(text))]
+
+
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], model: "PreTrainedModel", token_budgets: Sequence[int],
     *, add_special_tokens: bool,
@@ -74,11 +122,11 @@ def encode_prompts(
     UserError names the longest text and counts them all if some, with ``token_budgets`` (tokens that follow each text),
     exceed the model's context: nothing is cut.
     """
-    check_attention(model)
     encoded = tokenizer(list(texts), add_special_tokens=add_special_tokens).input_ids if texts else []
     if any(ids[-1:] == [tokenizer.eos_token_id] for ids in encoded if add_special_tokens):
         raise UserError(f"{tokenizer.name_or_path}: the tokenizer ends every text; set add_eos_token to false")
-    context, rope = model.config.max_position_embeddings, getattr(model.config, "rope_parameters", None) or {}
+    config = model.config.get_text_config()
+    context, rope = context_length(model), getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":  # beyond that, what was calculated before would have to change
         context = min(context, rope["original_max_position_embeddings"])
     totals = [len(ids) + budget for ids, budget in zip(encoded, token_budgets, strict=True)]
@@ -93,6 +141,12 @@ def encode_prompts(
         if not ids:
             raise UserError(f"prompt {text[:40]!r} has no tokens, expected some")
     return encoded
+
+
+def context_length(model: "PreTrainedModel") -> float:
+    """The tokens that a model can read, by its config; no bound where that names none (ALiBi, for one)."""
+    config = model.config.get_text_config()
+    return next((length for field in CONTEXT_FIELDS if (length := getattr(config, field, None))), math.inf)
 
 
 def encode_continuations(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], n_prompts: int) -> list[list[int]]:
@@ -146,7 +200,8 @@ def stream(
     """Greedy answers to prompts, a batch at a time.
 
     Args:
-        model: a decoder with transformers' ordinary attention, full or with a sliding window.
+        model: a decoder. One whose attention is not transformers' ordinary one, full or with a sliding window, answers
+            one prompt at a time.
         tokenizer: the model's.
         prompts: texts.
         max_new_tokens: of each answer.
@@ -164,8 +219,8 @@ def stream(
 
     Raises:
         UserError: no new tokens or a bad ``stop``; continuations that are not one per prompt; texts without tokens,
-            or beyond the model's context; a tokenizer that ends every text; a model with another attention; too little
-            memory for the shared prefix or for one prompt.
+            or beyond the model's context; a tokenizer that ends every text; too little memory for the shared prefix or
+            for one prompt.
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
@@ -176,30 +231,35 @@ def stream(
         continuation_ids = encode_continuations(tokenizer, continuations, len(prompts))
     token_budgets = [max(max_new_tokens, len(ids)) for ids in continuation_ids]
     encoded = encode_prompts(tokenizer, prompts, model, token_budgets, add_special_tokens=not templated)
+    requested = set(range(len(prompts))) if indices is None else indices
+
+    def finish(i: int, answer: GrowingAnswer, reason: str, nats: float) -> Generation:
+        loss = None
+        if continuations is not None:
+            loss = Loss(nats, len(continuation_ids[i]), len(continuations[i].encode()))
+        generation = Generation(answer.text(), len(answer.tokens), reason, loss)
+        if on_finish:
+            on_finish(i, generation)
+        return generation
+
+    if not supports_shared_attention(model):
+        for i in sorted(requested):
+            answer, reason = answer_alone(model, tokenizer, encoded[i], max_new_tokens, stop)
+            yield {i: finish(i, answer, reason, continuation_nats(model, encoded[i], continuation_ids[i]))}
+        return
     shared = shared_length(encoded)
     lengths = [len(ids) - shared + budget for ids, budget in zip(encoded, token_budgets, strict=True)]
-    groups = list(batch_by_length(lengths, batch_tokens))
-    groups = [group for group in groups if indices is None or not indices.isdisjoint(group)]
+    groups = [group for group in batch_by_length(lengths, batch_tokens) if not requested.isdisjoint(group)]
     prefix_ids = encoded[0][:shared] if groups else []
     prefix = run_prefix(model, prefix_ids)
 
     def answer_batch(group: Sequence[int]) -> dict[int, Generation]:
-        suffixes, answers = [encoded[i][shared:] for i in group], {}
-        losses: list[Loss | None] = [None] * len(group)
+        suffixes, nats = [encoded[i][shared:] for i in group], [0.0] * len(group)
         cache, logits = prefill(model, prefix, suffixes)
         if continuations is not None:
             nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
-            losses = [
-                Loss(total, len(continuation_ids[i]), len(continuations[i].encode()))
-                for total, i in zip(nats, group, strict=True)
-            ]
-        for row, tokens, reason in decode(model, tokenizer, cache, logits, suffixes, prefix_ids, max_new_tokens, stop):
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
-            text = text[: min((start for start in map(text.find, stop) if start >= 0), default=len(text))]
-            answers[group[row]] = Generation(text, len(tokens), reason, losses[row])
-            if on_finish:
-                on_finish(group[row], answers[group[row]])
-        return answers
+        decoded = decode(model, tokenizer, cache, logits, suffixes, prefix_ids, max_new_tokens, stop)
+        return {group[row]: finish(group[row], answer, reason, nats[row]) for row, answer, reason in decoded}
 
     with shared_attention(model):
         while groups:
@@ -221,7 +281,7 @@ def stream(
 def decode(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: SharedCache, logits: Tensor,
     suffixes: Sequence[Sequence[int]], prefix_ids: Sequence[int], max_new_tokens: int, stop: Sequence[str],
-) -> Iterator[tuple[int, list[int], str]]:  # fmt: skip
+) -> Iterator[tuple[int, GrowingAnswer, str]]:  # fmt: skip
     """Greedy prompt-lookup decoding of one batch.
 
     Each step runs the next token of a row together with a draft: the tokens that followed the same ``NGRAM`` tokens
@@ -236,31 +296,19 @@ def decode(
         max_new_tokens, stop: as in ``stream``.
 
     Yields:
-        (row, token ids of its answer without the end token, stop reason) as the rows finish.
+        (row, its answer, stop reason) as the rows finish.
     """
-    ends = end_tokens(model, tokenizer)
-    # Tokens, of a byte or more, that hold a stop string which has just been completed.
-    n_tail = max((len(string.encode()) for string in stop), default=0) + 8
+    end_ids = end_tokens(model, tokenizer)
     prefix_index = ngram_index(prefix_ids, {}, 0)
     contexts = [[*suffix] for suffix in suffixes]  # token ids of each row, without the prefix
     row_indices = [ngram_index(suffix, {}, 0) for suffix in suffixes]
-    answers: list[list[int]] = [[] for _ in suffixes]
+    answers = [GrowingAnswer(tokenizer, end_ids, stop, max_new_tokens) for _ in suffixes]
     active_rows, finished = list(range(len(suffixes))), set()
     new_tokens: list[Sequence[int]] = [[token] for token in logits.argmax(-1).tolist()]
     while True:
         for row, tokens in zip(active_rows, new_tokens, strict=True):
             for token in tokens:
-                reason = None
-                if token in ends:
-                    reason = "eos"
-                else:
-                    answers[row].append(token)
-                    text = tokenizer.decode(answers[row][-n_tail:], skip_special_tokens=True) if stop else ""
-                    if any(string in text for string in stop):
-                        reason = "stop string"
-                    elif len(answers[row]) == max_new_tokens:
-                        reason = "length"
-                if reason:
+                if reason := answers[row].add(token):
                     finished.add(row)
                     yield row, answers[row], reason
                     break
@@ -274,12 +322,12 @@ def decode(
         starts = []
         for row in active_rows:
             n_before = len(contexts[row])
-            contexts[row] = [*suffixes[row], *answers[row]]
+            contexts[row] = [*suffixes[row], *answers[row].tokens]
             starts.append(len(contexts[row]) - 1)
             if row in finished:
                 inputs.append([])
             else:
-                token_budget = min(MAX_DRAFT, max_new_tokens - len(answers[row]) - 1)
+                token_budget = min(MAX_DRAFT, max_new_tokens - len(answers[row].tokens) - 1)
                 drafted = draft(contexts[row], row_indices[row], prefix_ids, prefix_index, token_budget)
                 inputs.append([contexts[row][-1], *drafted])
             ngram_index(contexts[row], row_indices[row], n_before)
@@ -326,8 +374,9 @@ def prefill(
 ) -> tuple[SharedCache, Tensor]:
     """The cache of suffixes, sorted longest first, after a prefix; and logits of the next token [rows, vocabulary]."""
     cache, logits, batch_tokens = SharedCache(model, prefix, len(suffixes)), [], PREFILL_TOKENS
-    if getattr(model.config, "attn_logit_softcapping", None):  # then all scores are held at once
-        width = model.config.num_attention_heads * (cache.prefix_length + len(suffixes[0]))
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None):  # then all scores are held at once
+        width = config.num_attention_heads * (cache.prefix_length + len(suffixes[0]))
         batch_tokens = min(batch_tokens, MAX_SCORES // width)
     for group in batch_by_length([len(suffix) for suffix in suffixes], batch_tokens):
         new_ids = [suffix if row in group else [] for row, suffix in enumerate(suffixes)]
@@ -361,6 +410,39 @@ def score_continuations(
     return nats.tolist()
 
 
+def answer_alone(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], max_new_tokens: int,
+    stop: Sequence[str],
+) -> tuple[GrowingAnswer, str]:  # fmt: skip
+    """The answer to one prompt, and why it ended, by transformers' own generate: slow, and right for every model."""
+    answer, reasons = GrowingAnswer(tokenizer, end_tokens(model, tokenizer), stop, max_new_tokens), []
+
+    def has_ended(ids: Tensor, scores: Tensor, **settings: Any) -> Tensor:  # ids [1, length]
+        reasons.append(answer.add(int(ids[0, -1])))
+        return torch.full((1,), reasons[-1] is not None, device=ids.device)
+
+    prompt = torch.tensor([[*ids]], device=model.device)  # [1, length]
+    own_settings, model.generation_config = model.generation_config, GenerationConfig()  # they may sample, or penalise
+    try:
+        settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0)
+        criteria = StoppingCriteriaList([has_ended])
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), generation_config=settings, stopping_criteria=criteria
+        )
+    finally:
+        model.generation_config = own_settings
+    return answer, reasons[-1]
+
+
+def continuation_nats(model: "PreTrainedModel", ids: Sequence[int], continuation_ids: Sequence[int]) -> float:
+    """Nats of one prompt's continuation by the model's own attention; 0 of none."""
+    if not continuation_ids:
+        return 0.0
+    line = torch.tensor([[*ids, *continuation_ids]], device=model.device)  # [1, length]
+    logits = model(input_ids=line).logits[0, len(ids) - 1 : -1]  # [continuation, vocabulary]
+    return F.cross_entropy(logits.float(), line[0, len(ids) :], reduction="none").double().sum().item()
+
+
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """The token ids that end an answer: the tokenizer's and those of the model's generation settings."""
     eos = model.generation_config.eos_token_id
@@ -392,6 +474,11 @@ def nll(
     """
     continuation_ids = encode_continuations(tokenizer, continuations, len(prompts))
     prompt_ids = encode_prompts(tokenizer, prompts, model, list(map(len, continuation_ids)), add_special_tokens=True)
+    if not supports_shared_attention(model):
+        return [
+            Loss(continuation_nats(model, first, second), len(second), len(text.encode()))
+            for first, second, text in zip(prompt_ids, continuation_ids, continuations, strict=True)
+        ]
     shared, losses = shared_length(prompt_ids), {}
     prefix = run_prefix(model, prompt_ids[0][:shared] if prompt_ids else [])
     lengths = [len(first) + len(second) - shared for first, second in zip(prompt_ids, continuation_ids, strict=True)]

@@ -7,17 +7,20 @@ all problems of a language; they run through the model once. The new tokens of a
 into one line, so no padding is computed; only in the attention to its suffix does each row stand by itself.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from layerswap.errors import UserError
+from layerswap.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +76,8 @@ class SharedCache(Cache):
     """
 
     def __init__(self, model: "PreTrainedModel", prefix: Sequence[LayerKV], n_rows: int) -> None:
-        super().__init__(layers=[SuffixKVLayer(self) for _ in range(model.config.num_hidden_layers)])
+        n_layers = model.config.get_text_config().num_hidden_layers
+        super().__init__(layers=[SuffixKVLayer(self) for _ in range(n_layers)])
         self.prefix, self.n_rows, self.device = prefix, n_rows, model.device
 
     @property
@@ -108,7 +112,7 @@ class SharedCache(Cache):
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these."""
         self.n_rows = len(rows)
-        for layer in self.layers:
+        for layer in self.layers:  # those that reuse the keys of another have no buffers
             layer.buffers = [buffer[torch.tensor(rows, device=self.device)] for buffer in layer.buffers]
 
     def pad(self, tokens: Tensor) -> Tensor:
@@ -142,15 +146,61 @@ class SharedCache(Cache):
         return self.masks[window, padded]
 
 
-def check_attention(model: "PreTrainedModel") -> None:
-    """UserError unless all layers of a model have ordinary attention, full or with a sliding window."""
-    unsupported = set(getattr(model.config, "layer_types", None) or ()) - SUPPORTED_LAYERS
-    if unsupported or not model._can_set_attn_implementation():
-        obstacle = f"layers of {min(unsupported)}" if unsupported else "an attention of its own"
-        raise UserError(f"{type(model).__name__} has {obstacle}, which the evaluation kernel cannot run")
+def supports_shared_attention(model: "PreTrainedModel") -> bool:
+    """Whether a model can run with this attention; where it cannot, says why, once a model."""
+    if model not in obstacles:
+        obstacles[model] = find_obstacle(model)
+        if obstacle := obstacles[model]:
+            tqdm.write(f"{type(model).__name__} answers one prompt at a time, slowly: {obstacle}", file=sys.stderr)
+    return obstacles[model] is None
+
+
+def find_obstacle(model: "PreTrainedModel") -> str | None:
+    """Why a model cannot run with this attention, or None.
+
+    It is tried on two rows of different length that share a prefix: some families put more into a mask or a position
+    than can be seen in their config.
+    """
+    config = model.config.get_text_config()
+    if unsupported := set(getattr(config, "layer_types", None) or ()) - SUPPORTED_LAYERS:
+        return f"it has layers of {min(unsupported)}"
+    if not model._can_set_attn_implementation():
+        return "it has an attention of its own"
+    try:
+        difference = logits_difference(model)
+    except torch.cuda.OutOfMemoryError:
+        return None  # nothing is known; the batches that follow say what does not fit
+    except Exception as error:
+        return one_line(error)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    return None if difference <= tolerance else f"in a batch its logits differ by {difference:.2g} standard deviations"
+
+
+@torch.inference_mode()
+def logits_difference(model: "PreTrainedModel") -> float:
+    """The largest difference, in standard deviations, of two rows' logits from those by the model's own attention."""
+    n_prefix, n_first, lengths = 12, 6, (9, 17)  # the second step has few tokens for one row, many for the other
+    n_ids = min(model.config.get_text_config().vocab_size, 1 << 10)
+    ids = torch.randint(n_ids, (n_prefix + sum(lengths),), generator=torch.Generator().manual_seed(0)).tolist()
+    prefix, suffixes = ids[:n_prefix], [ids[n_prefix : n_prefix + lengths[0]], ids[n_prefix + lengths[0] :]]
+    alone = [model(input_ids=torch.tensor([[*prefix, *suffix]], device=model.device)).logits[0] for suffix in suffixes]
+    expected = torch.cat(
+        [logits[n_prefix:][:n_first] for logits in alone] + [logits[n_prefix + n_first :] for logits in alone]
+    ).float()  # [new, vocabulary]
+    cache = SharedCache(model, run_prefix(model, prefix), len(suffixes))
+    with shared_attention(model):
+        steps = [
+            forward(model, cache, new_ids, [start] * 2, every_token=True)  # [new of the step, vocabulary]
+            for start, new_ids in (
+                (0, [row[:n_first] for row in suffixes]),
+                (n_first, [row[n_first:] for row in suffixes]),
+            )
+        ]
+    return ((torch.cat(steps).float() - expected).abs().max() / expected.std()).item()
 
 
 cache_stack: list[SharedCache] = []  # its last one is the cache of the forward pass under way
+obstacles: "WeakKeyDictionary[PreTrainedModel, str | None]" = WeakKeyDictionary()  # what was found of models so far
 
 
 def attention(
@@ -165,7 +215,12 @@ def attention(
     cache.n_attended += 1
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None or query.shape[-1] != value.shape[-1]:
         raise UserError(f"{type(module).__name__}: attention with sinks, biases or unequal heads cannot be run here")
-    prefix = cache.prefix[module.layer_idx] if cache.prefix else None
+    if attention_mask is not None:
+        raise UserError(f"{type(module).__name__}: attention with a mask of the model's own cannot be run here")
+    owner = next((i for i, layer in enumerate(cache.layers) if layer.is_initialized and layer.keys is key), None)
+    if owner is None:  # not those that ``SuffixKVLayer.update`` returned; a layer may reuse the keys of another
+        raise UserError(f"{type(module).__name__}: attention to keys that are in no cache cannot be run here")
+    prefix = cache.prefix[owner] if cache.prefix else None
     query = query[0].transpose(0, 1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)  # [new, heads, head]
     if cache.step_width > MAX_SPLIT_TOKENS and softcap is None:
         output = sdpa_attention(cache, query, key, value, prefix, sliding_window)
@@ -270,7 +325,7 @@ def forward(
         ).logits[0]  # fmt: skip
     finally:
         cache_stack.pop()
-    if cache.n_attended != len(cache.layers):
+    if cache.n_attended != len(cache.layers):  # those that reuse keys come here too
         observed = f"{cache.n_attended} of {len(cache.layers)} layers call"
         raise UserError(f"{type(model).__name__}: {observed} transformers' attention, which the kernel needs of all")
     return logits
@@ -279,7 +334,7 @@ def forward(
 def run_prefix(model: "PreTrainedModel", ids: Sequence[int]) -> list[LayerKV]:
     """Keys and values of a prefix by the model's own attention, each [kv heads, length, head], for ``SharedCache``.
 
-    For models that ``check_attention`` accepts. UserError if the memory does not suffice.
+    For models that ``supports_shared_attention``. UserError if the memory does not suffice.
     """
     if not ids:
         return []

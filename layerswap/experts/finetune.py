@@ -30,15 +30,9 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from layerswap.checkpoints.compatibility import copy_model_files
+from layerswap.checkpoints.layers import decoder_layers, find_layers, layer_count
 from layerswap.checkpoints.loading import load_model, load_tokenizer
-from layerswap.checkpoints.safetensors import (
-    StoredTensor,
-    count_weights,
-    layer_count,
-    layer_index,
-    read_header,
-    weights_digest,
-)
+from layerswap.checkpoints.safetensors import count_weights, read_header, weights_digest
 from layerswap.errors import UserError, one_line
 from layerswap.experts import batching
 from layerswap.experts.batching import IGNORE_INDEX, EncodedRow, encode_rows, pack_rows, training_batches
@@ -307,9 +301,11 @@ def train(scratch: Path) -> None:
     torch.set_num_threads(settings["threads"])
     set_seed(settings["seed"])  # before LoRA draws its matrices
     tokenizer, model = load_tokenizer(base), load_model(base, torch.float32)
-    lora = lora_config(read_header(base), settings) if settings["lora_rank"] else None
-    for name, parameter in model.named_parameters():
-        layer = layer_index(name)
+    lora = lora_config(base, settings) if settings["lora_rank"] else None
+    parameters = dict(model.named_parameters())
+    layers = find_layers(parameters, model.config.to_dict(), base)
+    for name, parameter in parameters.items():
+        layer = layers.index(name)
         parameter.requires_grad_((NON_LAYER if layer is None else layer) not in settings["frozen"])
     arguments = SFTConfig(
         str(scratch), max_steps=settings["steps"], learning_rate=settings["learning_rate"],
@@ -361,9 +357,10 @@ def check_packing(model: torch.nn.Module, rows: Sequence[EncodedRow]) -> None:
         raise UserError(f"fine-tuning: packing is True, but in a {model.config.model_type} rows would see each other")
 
 
-def lora_config(header: Mapping[str, StoredTensor], settings: Settings) -> LoraConfig:
-    """LoRA on every matrix of the layers that are trained."""
-    layers = {name: layer_index(name) for name, tensor in header.items() if len(tensor.shape) == 2}
+def lora_config(base: str | Path, settings: Settings) -> LoraConfig:
+    """LoRA on every matrix of the base's layers that are trained."""
+    index = decoder_layers(base).index
+    layers = {name: index(name) for name, tensor in read_header(base).items() if len(tensor.shape) == 2}
     modules = sorted({name.split(".")[-2] for name, layer in layers.items() if layer is not None})
     trained = sorted({layer for layer in layers.values() if layer is not None} - {*settings["frozen"]})
     return LoraConfig(r=settings["lora_rank"], lora_alpha=settings["lora_alpha"], target_modules=modules,

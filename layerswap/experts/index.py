@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from layerswap.checkpoints.layers import layer_count
 from layerswap.checkpoints.loading import resolve_model
-from layerswap.checkpoints.safetensors import layer_count, weights_digest
+from layerswap.checkpoints.safetensors import weights_digest
 from layerswap.errors import UserError
 from layerswap.files import BUILD, ROOT, atomic_file, read_json
 

@@ -11,13 +11,14 @@ import pandas as pd
 from scipy.stats import ttest_ind
 from statsmodels.stats.multitest import multipletests
 
+from layerswap.checkpoints.layers import decoder_layers
 from layerswap.checkpoints.safetensors import (
     DTYPE_BYTES,
     FLOAT_DTYPES,
     StoredTensor,
-    layer_index,
     read_chunks,
     read_header,
+    tensor_digest,
     to_float64,
 )
 from layerswap.errors import UserError
@@ -38,23 +39,30 @@ def weight_change(base: str | Path, expert: str | Path) -> pd.DataFrame:
         expert: the expert's folder.
 
     Returns:
-        Columns ``layer`` (-1: non-layer tensors, that is embeddings, final norm and head); ``matrix`` (q, k, v, o,
-        gate, up, down with their biases, norm for all norms of a layer, non_layer, or a module's own name such as
+        Columns ``layer`` (-1: non-layer tensors, that is embeddings, final norm and head, and those of modules beside
+        the text decoder); ``matrix`` (q, k, v, o, gate, up, down with their biases, norm for all norms of a layer,
+        non_layer, the name of a module beside the text decoder such as vision_tower, or a module's own name such as
         qkv_proj); ``n``, how many numbers; ``mean_absolute``, the mean of |expert - base|; ``relative``,
         ||expert - base|| / ||base|| in Frobenius norms.
 
     Raises:
-        UserError: the two have not the same tensors and shapes, or numbers that are not floating-point.
+        UserError: the two have not the same tensors and shapes, or numbers that are not floating-point; the layers of
+            the base are not found.
     """
-    before, after = read_header(base), read_header(expert)
+    before, after, layers = read_header(base), read_header(expert), decoder_layers(base)
     rows: list[tuple[Any, ...]] = []
     for name in sorted(before.keys() | after.keys()):
         shapes = [header[name].shape if name in header else None for header in (before, after)]
         if shapes[0] != shapes[1]:
             raise UserError(f"tensor {name}: shape {shapes[0]} in {base}, {shapes[1]} in {expert}; expected the same")
-        layer, words = layer_index(name), name.replace("_proj", "").split(".")
+        layer, words = layers.index(name), name.replace("_proj", "").split(".")
         module = "norm" if "norm" in name or len(words) < 2 else words[-2]
-        matrix = "non_layer" if layer is None else next((matrix for matrix in MATRICES if matrix in words), module)
+        if layer is not None:
+            matrix = next((matrix for matrix in MATRICES if matrix in words), module)
+        else:
+            matrix = "non_layer" if layers.is_text(name) else layers.module(name)
+        if before[name].dtype not in FLOAT_DTYPES and tensor_digest(before[name]) == tensor_digest(after[name]):
+            continue  # a table of indices, say
         sums = np.zeros(4)  # numbers, |change|, change ** 2, base ** 2
         for old, new in zip(tensor_blocks(before[name]), tensor_blocks(after[name]), strict=True):
             difference = new - old

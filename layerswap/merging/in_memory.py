@@ -1,21 +1,24 @@
 """Experts in memory, and any merge of them without writing a file.
 
-A plan is applied by aliasing: where its weight is 0 or 1 the model uses the expert's own parameter, without a copy.
-Mixed tensors come from the same code as a merge on disk, so the two routes give the same bits.
+A plan is applied by aliasing: where its weight is 0 or 1 the model uses the expert's own tensor, without a copy. Mixed
+tensors are made on the device from what transformers loaded, so every family that it can load can be merged, and they
+have the bits of a merge on disk.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 
 from layerswap.checkpoints.compatibility import check_compatible, model_digest
+from layerswap.checkpoints.layers import DecoderLayers, decoder_layers, find_layers
 from layerswap.checkpoints.loading import load_model
-from layerswap.checkpoints.safetensors import FLOAT_DTYPES, layer_count, layer_index, read_header
+from layerswap.checkpoints.safetensors import FLOAT_DTYPES, read_header
 from layerswap.errors import UserError
-from layerswap.merging.arithmetic import check_mixable, merge_chunks
+from layerswap.merging.arithmetic import weighted_mean_on_device
 from layerswap.merging.manifest import merge_key
 from layerswap.merging.plans import Plan
 from layerswap.merging.task_vectors import MergePlan
@@ -24,29 +27,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class ParameterSlot(NamedTuple):
-    """One place for a parameter in the merged model, and what the two experts have there.
+class TensorSlot(NamedTuple):
+    """One place for a parameter or buffer in the merged model, and what the two experts have there.
 
     Attributes:
-        parameters: the parameters of the module that the place is in.
-        attribute: the parameter's name in that module.
-        tensor_name: the parameter's name in the checkpoint; tied parameters share one.
-        math: the math expert's parameter.
-        language: the language expert's parameter.
+        module_tensors: the parameters or buffers of the module that the place is in.
+        attribute: the tensor's name in that module.
+        name: the tensor's name in the model; tensors that are tied share one, under which they are stored.
+        math: the math expert's tensor.
+        language: the language expert's tensor.
     """
 
-    parameters: dict[str, Any]
+    module_tensors: dict[str, Any]
     attribute: str
-    tensor_name: str
-    math: torch.nn.Parameter
-    language: torch.nn.Parameter
+    name: str
+    math: torch.Tensor
+    language: torch.Tensor
 
 
 class ExpertPair:
     """A math and a language expert in memory, from which ``apply`` makes the merged model of any plan.
 
     The models are loaded by the first ``apply``. Math and language expert may be one folder: then every plan is that
-    model.
+    model. Tensors outside the text decoder are always the math expert's.
 
     Args:
         math: the math expert's folder.
@@ -54,8 +57,8 @@ class ExpertPair:
         base: the folder of their base model, for plans of task vectors.
         device: where the weights lie, such as "cuda".
         dtype: of the weights in memory.
-        static: whether ``apply`` copies values into parameters of the model's own, which never move (CUDA graphs hold
-            addresses), instead of exchanging parameters; it takes the memory of one more model.
+        static: whether ``apply`` copies values into tensors of the model's own, which never move (CUDA graphs hold
+            addresses), instead of exchanging tensors; it takes the memory of one more model.
 
     Raises:
         UserError: models that do not fit each other, or a GPU that is not there.
@@ -72,10 +75,11 @@ class ExpertPair:
         for folder in list(self.folders.values())[1:]:
             check_compatible(math, folder)
         self.headers = {role: read_header(folder) for role, folder in self.folders.items()}
-        self.n_layers = layer_count(math)
+        self.stored_layers = decoder_layers(math)
+        self.n_layers = self.stored_layers.count
         self.applied: dict[int | None, Hashable] = {}  # layer (None: non-layer) -> signature of what the model has
-        # tensor name -> its last mixed parameter, with the signature: at most one more model in memory
-        self.merged_parameters: dict[str, tuple[Hashable, torch.nn.Parameter]] = {}
+        # tensor name -> its last mixed tensor, with the signature: at most one more model in memory
+        self.mixed_tensors: dict[str, tuple[Hashable, torch.Tensor]] = {}
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -83,32 +87,41 @@ class ExpertPair:
         return {role: model_digest(folder) for role, folder in self.folders.items()}
 
     @cached_property
-    def model_and_slots(self) -> "tuple[PreTrainedModel, dict[int | None, list[ParameterSlot]]]":
+    def model_and_slots(self) -> "tuple[PreTrainedModel, dict[int | None, list[TensorSlot]]]":
         """The one model that ``apply`` changes, and its slots by layer (None: non-layer)."""
-        experts = {folder: self.load(folder) for folder in {self.folders["math"], self.folders["language"]}}
-        math, language = (experts[self.folders[role]] for role in ("math", "language"))
-        model = self.load(self.folders["math"]) if self.static else math
-        math_parameters, language_parameters = (
-            dict(expert.named_parameters(remove_duplicate=False)) for expert in (math, language)
-        )
-        first_names: dict[tuple[int, int], str] = {}  # parameters -> first name: tied ones are stored once, under it
-        slots: dict[int | None, list[ParameterSlot]] = {}
-        for name, parameter in math_parameters.items():
-            other = language_parameters[name]
-            tensor_name = first_names.setdefault((id(parameter), id(other)), name)
-            module, _, attribute = name.rpartition(".")
-            slot = ParameterSlot(model.get_submodule(module)._parameters, attribute, tensor_name, parameter, other)
-            slots.setdefault(layer_index(name), []).append(slot)
-        stored_names = self.headers["math"].keys()
-        if extra := stored_names - math_parameters.keys():
-            raise UserError(f"{self.folders['math']}: tensor {min(extra)} is no parameter of the model, expected one")
-        if missing := set(first_names.values()) - stored_names:
-            raise UserError(f"{self.folders['math']}: has no tensor {min(missing)}, a parameter of the model")
+        math = self.load("math")
+        if self.folders["math"] == self.folders["language"]:
+            return math, {}
+        language = {name: tensor for name, _, _, tensor in stored_tensors(self.load("language"))}
+        model = self.load("math") if self.static else math
+        layers = self.layers_in_memory(math)
+        names: dict[tuple[int, int], str] = {}  # tensors of both experts -> the name under which they are stored
+        for name, _, _, tensor in stored_tensors(math):
+            first_name = names.setdefault((id(tensor), id(language[name])), name)
+            if name in self.headers["math"] and first_name not in self.headers["math"]:
+                names[id(tensor), id(language[name])] = name
+        slots: dict[int | None, list[TensorSlot]] = {}
+        places = zip(stored_tensors(math), stored_tensors(model), strict=True)
+        for (name, _, attribute, tensor), (_, module_tensors, _, _) in places:
+            stored_name = names[id(tensor), id(language[name])]
+            slot = TensorSlot(module_tensors, attribute, stored_name, tensor, language[name])
+            if layers.is_text(stored_name):
+                slots.setdefault(layers.index(stored_name), []).append(slot)
         return model, slots
 
-    def load(self, folder: Path) -> "PreTrainedModel":
-        """A folder's model on the device, frozen."""
-        return load_model(folder, self.dtype).to(self.device).requires_grad_(False)
+    @cached_property
+    def base_tensors(self) -> dict[str, torch.Tensor]:
+        """tensor name -> the base model's tensor."""
+        return {name: tensor for name, _, _, tensor in stored_tensors(self.load("base"))}
+
+    def layers_in_memory(self, model: "PreTrainedModel") -> DecoderLayers:
+        """The layers by the names that tensors have in memory."""
+        names = [name for name, _, _, _ in stored_tensors(model)]
+        return find_layers(names, model.config.to_dict(), self.folders["math"])
+
+    def load(self, role: str) -> "PreTrainedModel":
+        """A role's model on the device, frozen."""
+        return load_model(self.folders[role], self.dtype).to(self.device).requires_grad_(False)
 
     def apply(self, plan: MergePlan) -> "PreTrainedModel":
         """The merged model of a plan, in eval mode.
@@ -123,7 +136,8 @@ class ExpertPair:
             only a copy of it may be edited.
 
         Raises:
-            UserError: a plan of another number of layers, or one that needs a base that was not given.
+            UserError: a plan of another number of layers, one that needs a base that was not given, or one that needs
+                the stored tensors of a family whose tensors have other names in memory.
         """
         plan.check_depth(self.n_layers, self.folders["math"])
         if missing := set(plan.roles) - self.folders.keys():
@@ -140,35 +154,81 @@ class ExpertPair:
                 elif signature == 1:
                     value = slot.language
                 else:
-                    value = self.merged_parameter(slot.tensor_name, signature, plan)
+                    value = self.mixed_tensor(slot, layer, signature, plan)
                 if self.static:
-                    slot.parameters[slot.attribute].copy_(value)
+                    slot.module_tensors[slot.attribute].copy_(value)
                 else:
-                    slot.parameters[slot.attribute] = value
+                    slot.module_tensors[slot.attribute] = value
             self.applied[layer] = signature
         return model
 
     def layer_signature(self, plan: MergePlan, layer: int | None) -> Hashable:
         """What a layer (None: non-layer) is under a plan: the language expert's weight; all of task vectors' fields."""
         if isinstance(plan, Plan):
-            return plan.non_layer_weight if layer is None else plan.layers[layer]
+            return plan.weight(layer)
         return tuple(value for field, value in plan.to_dict().items() if field != "name")
 
-    def merged_parameter(self, name: str, signature: Hashable, plan: MergePlan) -> torch.nn.Parameter:
-        """The mixed parameter of a tensor, from the files as in ``on_disk.merge``; the last one is kept."""
-        last_signature, parameter = self.merged_parameters.get(name, (None, None))
-        if parameter is None or last_signature != signature:
-            header = self.headers["math"]
-            check_mixable({name: header[name]}, plan)
-            sources = {role: self.headers[role][name] for role in plan.roles}
-            data = b"".join(bytes(merged) for _, merged in merge_chunks(name, sources, plan))
-            dtype = getattr(torch, FLOAT_DTYPES[header[name].dtype])
-            values = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            values = values.view(header[name].shape).to(self.device, self.dtype)
-            parameter = torch.nn.Parameter(values, requires_grad=False)
-            self.merged_parameters[name] = signature, parameter
-        return parameter
+    def mixed_tensor(self, slot: TensorSlot, layer: int | None, signature: Hashable, plan: MergePlan) -> torch.Tensor:
+        """The mixed tensor of a slot, with the bits of ``on_disk.merge``; the last one is kept."""
+        last_signature, mixed = self.mixed_tensors.get(slot.name, (None, None))
+        if mixed is None or last_signature != signature:
+            if not slot.math.is_floating_point():
+                if not torch.equal(slot.math, slot.language):
+                    raise UserError(f"{self.folders['math']}: tensor {slot.name} is {slot.math.dtype}; not to be mixed")
+                return slot.math
+            dtype = self.stored_dtype(slot.name, layer)
+            if isinstance(plan, Plan):
+                sources = [self.stored_values(role, slot, dtype) for role in plan.roles]
+                values = weighted_mean_on_device(*sources, weight=plan.weight(layer))
+            else:
+                self.check_stored_name(slot.name, f"{plan.method} needs them as they are stored")
+                values = plan.combine(**{role: self.stored_values(role, slot, dtype) for role in plan.roles})
+            mixed = values.to(slot.math.dtype)
+            if isinstance(slot.math, torch.nn.Parameter):
+                mixed = torch.nn.Parameter(mixed, requires_grad=False)
+            self.mixed_tensors[slot.name] = signature, mixed
+        return mixed
+
+    def stored_dtype(self, name: str, layer: int | None) -> torch.dtype:
+        """The dtype in which a tensor is stored, where a mean is rounded; that of its layer if it has another name."""
+        header, layers = self.headers["math"], self.stored_layers
+        if name in header:
+            dtypes = {header[name].dtype}
+        else:
+            dtypes = {
+                tensor.dtype
+                for stored_name, tensor in header.items()
+                if layers.is_text(stored_name) and layers.index(stored_name) == layer and tensor.dtype in FLOAT_DTYPES
+            }
+        if len(dtypes) != 1 or not dtypes <= FLOAT_DTYPES.keys():
+            self.check_stored_name(name, f"are stored as {', '.join(sorted(dtypes))}")
+            raise UserError(f"{self.folders['math']}: tensor {name} is {min(dtypes)}, which cannot be mixed")
+        return getattr(torch, FLOAT_DTYPES[dtypes.pop()])
+
+    def stored_values(self, role: str, slot: TensorSlot, dtype: torch.dtype) -> torch.Tensor:
+        """A role's tensor in the stored dtype: the one in memory, or from its file where that one is narrower."""
+        if torch.promote_types(dtype, slot.math.dtype) == slot.math.dtype:
+            tensors = {"math": slot.math, "language": slot.language}
+            return (tensors[role] if role in tensors else self.base_tensors[slot.name]).to(dtype)
+        self.check_stored_name(slot.name, f"are stored as {dtype}, wider than {slot.math.dtype} here")
+        with safe_open(self.headers[role][slot.name].file, "pt") as file:
+            return file.get_tensor(slot.name).to(self.device)
+
+    def check_stored_name(self, name: str, reason: str) -> None:
+        """UserError unless a tensor has the name in the file that it has in memory."""
+        if name not in self.headers["math"]:
+            wanted = "merge on disk (layerswap merge), then evaluate the result"
+            raise UserError(f"{self.folders['math']}: tensors of {name} have other names there and {reason}; {wanted}")
 
     def merge_digest(self, plan: MergePlan) -> str:
         """Digest of dtype, models and plan, as in ``manifest.merge_key``; loads no model."""
         return merge_key(self.digests, plan, str(self.dtype))
+
+
+def stored_tensors(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any], str, torch.Tensor]]:
+    """What a model saves, tied tensors under each name: name, the module's dict that holds it, its key there, it."""
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and attribute not in module._non_persistent_buffers_set:
+                tensors = module._parameters if attribute in module._parameters else module._buffers
+                yield f"{module_name}.{attribute}".lstrip("."), tensors, attribute, tensor

@@ -16,10 +16,18 @@ from typing import Any
 
 from layerswap import __version__
 from layerswap.checkpoints.compatibility import check_compatible
-from layerswap.checkpoints.safetensors import DTYPE_BYTES, StoredTensor, layer_count, read_header, tensors_digest
+from layerswap.checkpoints.layers import decoder_layers
+from layerswap.checkpoints.safetensors import (
+    DTYPE_BYTES,
+    FLOAT_DTYPES,
+    StoredTensor,
+    read_header,
+    tensor_digest,
+    tensors_digest,
+)
 from layerswap.errors import UserError
 from layerswap.files import atomic_folder, check_space, check_target, file_digest, start_writeback
-from layerswap.merging.arithmetic import check_mixable, merge_chunks
+from layerswap.merging.arithmetic import merge_chunks
 from layerswap.merging.manifest import write_metadata
 from layerswap.merging.task_vectors import MergePlan
 
@@ -31,7 +39,7 @@ class MergedTensor:
     Attributes:
         name: of the tensor.
         start: its first byte in the shard's file.
-        weight: the language expert's; None for task vectors.
+        weight: the language expert's; None where the plan's task vectors are added.
         sources: role -> the tensor of that model, for each model that it is made of.
     """
 
@@ -74,7 +82,8 @@ def merge(
         plan: a ``Plan``, or ``TaskVectors``.
         out: the folder to write: it does not exist, or is empty.
         base: the folder of their base model, for ``TaskVectors`` only.
-        donor: "math" or "language", whose config, generation config, tokenizer and chat template the result gets.
+        donor: "math" or "language", whose config, generation config, tokenizer and chat template the result gets, and
+            whose tensors outside the text decoder (vision and audio towers, layers that predict further tokens).
         shard_size: bytes of the tensors in the largest shard; a larger tensor has a shard of its own.
         hashing: whether the manifest has sha256s, taken as the bytes pass; without them it cannot be verified.
         progress: called with the number of bytes of each tensor that is done.
@@ -94,7 +103,8 @@ def merge(
         raise UserError(f"plan {plan.name!r} needs {', '.join(plan.roles)}; base is {base}, expected {expected}")
     folders = {"math": Path(math), "language": Path(language)} | ({} if base is None else {"base": Path(base)})
     headers = check_inputs(folders, plan, out, donor, shard_size)
-    shards = plan_shards(headers, plan, shard_size)
+    sources = select_sources(folders["math"], headers, plan, donor)
+    shards = plan_shards(headers["math"], sources, shard_size)
     weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
     n_bytes = sum(tensor.n_bytes for tensor in headers["math"].values())
     check_space(out, sum(shard.n_bytes for shard in shards))
@@ -131,15 +141,14 @@ def check_inputs(
             raise UserError(f"{out}: lies in the {role} model's folder {folder}, expected a place of its own")
     for role in roles[1:]:
         check_compatible(folders["math"], folders[role])
-    headers = {role: read_header(folder) for role, folder in folders.items()}
-    plan.check_depth(layer_count(folders["math"]), folders["math"])
-    check_mixable(headers["math"], plan)
-    return headers
+    return {role: read_header(folder) for role, folder in folders.items()}
 
 
-def plan_shards(headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePlan, shard_size: int) -> list[Shard]:
+def plan_shards(
+    math: Mapping[str, StoredTensor], sources: Mapping[str, tuple[float | None, dict[str, StoredTensor]]],
+    shard_size: int,
+) -> list[Shard]:  # fmt: skip
     """The shards of the merge, in the order of the math expert's files; within a file the widest dtypes come first."""
-    math = headers["math"]
     groups: list[list[str]] = []  # names of the tensors of each shard
     n_bytes = 0  # of the last group
     for name in sorted(math, key=lambda name: (math[name].file, -DTYPE_BYTES[math[name].dtype], math[name].start)):
@@ -161,24 +170,32 @@ def plan_shards(headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePl
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
-        tensors = [
-            MergedTensor(
-                name, len(header) + entries[name]["data_offsets"][0], plan.weight(name),
-                select_sources(headers, plan, name),
-            )
-            for name in group
-        ]  # fmt: skip
+        tensors = [MergedTensor(name, len(header) + entries[name]["data_offsets"][0], *sources[name]) for name in group]
         shards.append(Shard(file, header, tensors, len(header) + end))
     return shards
 
 
 def select_sources(
-    headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePlan, name: str
-) -> dict[str, StoredTensor]:
-    """role -> tensor of each model that a merged tensor is made of."""
-    weight = plan.weight(name)
-    roles = ("math",) if weight == 0 else ("language",) if weight == 1 else plan.roles
-    return {role: headers[role][name] for role in roles}
+    math: Path, headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePlan, donor: str
+) -> dict[str, tuple[float | None, dict[str, StoredTensor]]]:
+    """tensor name -> the language expert's weight, and role -> tensor of each model that the merged one is made of.
+
+    A tensor outside the text decoder is the donor's. UserError for a plan of another depth, and for a tensor to be
+    mixed that is not floating-point, unless all models have the same one.
+    """
+    layers, selected = decoder_layers(math), {}
+    plan.check_depth(layers.count, math)
+    for name, tensor in headers["math"].items():
+        weight = plan.weight(layers.index(name)) if layers.is_text(name) else float(donor == "language")
+        roles = ("math",) if weight == 0 else ("language",) if weight == 1 else plan.roles
+        sources = {role: headers[role][name] for role in roles}
+        if len(roles) > 1 and tensor.dtype not in FLOAT_DTYPES:
+            if len({tensor_digest(source) for source in sources.values()}) > 1:
+                expected = f"expected one of {', '.join(FLOAT_DTYPES)}"
+                raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}, which cannot be mixed, {expected}")
+            weight, sources = 0.0, {"math": tensor}
+        selected[name] = weight, sources
+    return selected
 
 
 def write_tensors(
@@ -211,7 +228,7 @@ def write_tensor(path: Path, tensor: MergedTensor, plan: MergePlan, hashing: boo
     merged_sha, source_shas = sha256(), [sha256() for _ in tensor.sources]
     with path.open("r+b") as file:
         file.seek(tensor.start)
-        for chunks, merged in merge_chunks(tensor.name, tensor.sources, plan):
+        for chunks, merged in merge_chunks(tensor.sources, plan, tensor.weight):
             file.write(merged)
             if hashing:
                 merged_sha.update(merged)

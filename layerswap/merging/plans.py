@@ -12,7 +12,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from layerswap.checkpoints.safetensors import layer_index
 from layerswap.errors import UserError
 
 SCALED: Literal["scaled"] = "scaled"  # a width that is the paper's, scaled to the depth of the model
@@ -49,15 +48,12 @@ class Plan:
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "non_layer_weight", check_weight("non_layer_weight", self.non_layer_weight))
 
-    def weight(self, tensor_name: str) -> float:
-        """The language expert's weight for a tensor. UserError if its layer is not in the plan."""
-        layer = layer_index(tensor_name)
+    def weight(self, layer: int | None) -> float:
+        """The language expert's weight in a layer, or in the tensors that are in none. UserError if it has no such."""
         if layer is None:
             return self.non_layer_weight
         if layer >= len(self.layers):
-            raise UserError(
-                f"tensor {tensor_name} is in layer {layer}, plan {self.name!r} has {len(self.layers)} layers"
-            )
+            raise UserError(f"layer {layer} is not in plan {self.name!r}, which has {len(self.layers)} layers")
         return self.layers[layer]
 
     def check_depth(self, n_layers: int, location: str | Path) -> None:

@@ -54,8 +54,8 @@ class TaskVectors:
         if self.method != "ties" and self.density != 1:
             raise UserError(f"density is {self.density!r}, but {self.method} keeps every element; expected 1")
 
-    def weight(self, tensor_name: str) -> None:
-        """None: no tensor is one expert's own, nor a mean of the two."""
+    def weight(self, layer: int | None) -> None:
+        """None: no layer is one expert's own, nor a mean of the two."""
 
     def check_depth(self, n_layers: int, location: str | Path) -> None:
         """Accepts models of any depth."""

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from layerswap.checkpoints.layers import layer_count
 from layerswap.checkpoints.loading import HUB
-from layerswap.checkpoints.safetensors import count_weights, layer_count, read_header
+from layerswap.checkpoints.safetensors import count_weights, read_header
 from layerswap.errors import UserError
 from layerswap.experts.index import check_experts, pair_counts
 from layerswap.files import BUILD, ROOT
