@@ -169,7 +169,8 @@ def plan_from_args(options: argparse.Namespace, n_layers: int | None) -> "mergin
     data = read_yaml(options.plan)
     try:
         if "merge_method" in data:
-            return merging.from_mergekit(data, options.math, options.language, name=Path(options.plan).stem)
+            return merging.from_mergekit(data, options.math, options.language, name=Path(options.plan).stem,
+                                         base=getattr(options, "base", None), n_layers=n_layers)  # fmt: skip
         return merging.TaskVectors.from_dict(data) if "method" in data else merging.Plan.from_dict(data)
     except UserError as error:
         raise UserError(f"{options.plan}: {error}") from None

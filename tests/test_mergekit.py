@@ -6,7 +6,8 @@ from hypothesis import given, strategies as st
 
 from layerswap.errors import UserError
 from layerswap.merging.mergekit import from_mergekit, to_mergekit
-from layerswap.merging.plans import Plan, layer_swap
+from layerswap.merging.plans import Plan, layer_swap, uniform
+from layerswap.merging.task_vectors import TaskVectors
 
 LANGUAGE_WEIGHTS = st.sampled_from([0.0, 1.0, 0.5, 0.25, 0.3, 1 / 3])
 
@@ -51,7 +52,7 @@ def source(i, j=0):
 
 
 BAD = {
-    "another method": (lambda d: d.update(merge_method="ties"), "merge_method is 'ties'"),
+    "another method": (lambda d: d.update(merge_method="slerp"), "merge_method is 'slerp'"),
     "no method": (lambda d: d.pop("merge_method") and None, "merge_method is None"),
     "an unknown field": (lambda d: d.update(tokenizer_source="union"), "'tokenizer_source' cannot be read"),
     "global weights": (lambda d: d.update(parameters={"weight": 0.5}), "parameters is"),
@@ -92,3 +93,72 @@ def test_passthrough_takes_one_source():
     data["slices"][1]["sources"] *= 2
     with pytest.raises(UserError, match="passthrough of 2 sources"):
         from_mergekit(data, "math", "language")
+
+
+def models_of(method, math=None, language=None, **fields):
+    """A configuration over whole models, as most people write them."""
+    models = [{"model": "math", "parameters": math}, {"model": "lang", "parameters": language}]
+    return {"merge_method": method, "models": [model for model in models if model["parameters"] is not None], **fields}
+
+
+MODELS = {
+    "linear": (models_of("linear", {"weight": 0.6}, {"weight": 0.4}), uniform(4, 0.4, "x")),
+    "linear of any sum": (models_of("linear", {"weight": 3}, {"weight": 1}), uniform(4, 0.25, "x")),
+    "one model": (models_of("passthrough", language={}), uniform(4, 1, "x")),
+    "task arithmetic": (
+        models_of("task_arithmetic", {"weight": 0.7}, {"weight": 0.3}, base_model="base", dtype="bfloat16"),
+        TaskVectors("x", "task arithmetic", 0.7, 0.3),
+    ),
+    "one weight for both": (
+        models_of("task_arithmetic", {}, {}, base_model="base", parameters={"weight": 0.5, "lambda": 0.9}),
+        TaskVectors("x", "task arithmetic", 0.5, 0.5, scale=0.9),
+    ),
+    "ties": (
+        models_of("ties", {"weight": 1, "density": 0.5}, {"weight": 2, "density": 0.5}, base_model="base",
+                  parameters={"normalize": True, "int8_mask": True}),
+        TaskVectors("x", "ties", 1, 2, density=0.5),
+    ),
+    "ties with the base in the list": (
+        {"merge_method": "ties", "models": [{"model": "base"}, {"model": "lang"}, {"model": "math", "parameters": None}],
+         "base_model": "base", "parameters": {"density": 0.3}},
+        TaskVectors("x", "ties", density=0.3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_whole_models(case):
+    data, plan = MODELS[case]
+    data = yaml.safe_load(yaml.safe_dump(data))
+    assert from_mergekit(data, "math", "lang", "x", base="base", n_layers=4) == plan
+
+
+TIES = models_of("ties", {"density": 0.5}, {"density": 0.5}, base_model="base")
+BAD_MODELS = {
+    "models and slices": (models_of("linear", {"weight": 1}) | {"slices": []}, "models and slices"),
+    "no depth": (models_of("linear", {"weight": 1}), "how many layers?"),
+    "a gradient": (models_of("linear", {"weight": [0, 1]}), r"weight is \[0, 1\]"),
+    "a third model": (TIES | {"models": [{"model": "other"}]}, "model is 'other', expected math or lang"),
+    "models in words": (TIES | {"models": "math"}, "models is 'math', expected a list"),
+    "no models": (TIES | {"models": None}, "models is None, expected a list"),
+    "two densities": (models_of("ties", {"density": 0.5}, {"density": 1}, base_model="base"), "densities are"),
+    "only the base": (TIES | {"models": [{"model": "base"}]}, "densities are"),
+    "another base": (TIES | {"base_model": "other"}, "base_model is 'other', expected base"),
+    "ties as a sum": (TIES | {"parameters": {"normalize": False}}, "normalize is False of ties, expected True"),
+    "task arithmetic as a mean": (
+        models_of("task_arithmetic", {}, base_model="base", parameters={"normalize": True}), "normalize is True of task",
+    ),
+    "an unknown parameter": (TIES | {"parameters": {"epsilon": 1}}, "parameters is .*'epsilon'"),
+    "a parameter of one model": (models_of("ties", {"gamma": 1}, base_model="base"), r"models\[0\]: parameters is"),
+    "a key of one model": (TIES | {"models": [{"model": "math", "weight": 1}]}, r"models\[0\]: has 'weight'"),
+    "a negative weight": (models_of("ties", {"weight": -1}, base_model="base"), r"models\[0\]: weight is -1"),
+    "a method that is a list": (TIES | {"merge_method": ["ties"]}, r"merge_method is \['ties'\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_whole_models_that_no_plan_expresses_are_named(case):
+    data, message = BAD_MODELS[case]
+    with pytest.raises(UserError, match=message) as error:
+        from_mergekit(data, "math", "lang", base="base")
+    assert "\n" not in str(error.value)

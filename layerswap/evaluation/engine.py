@@ -415,11 +415,12 @@ def answer_alone(
     stop: Sequence[str],
 ) -> tuple[GrowingAnswer, str]:  # fmt: skip
     """The answer to one prompt, and why it ended, by transformers' own generate: slow, and right for every model."""
-    answer, reasons = GrowingAnswer(tokenizer, end_tokens(model, tokenizer), stop, max_new_tokens), []
+    answer, reason = GrowingAnswer(tokenizer, end_tokens(model, tokenizer), stop, max_new_tokens), None
 
     def has_ended(ids: Tensor, scores: Tensor, **settings: Any) -> Tensor:  # ids [1, length]
-        reasons.append(answer.add(int(ids[0, -1])))
-        return torch.full((1,), reasons[-1] is not None, device=ids.device)
+        nonlocal reason
+        reason = answer.add(int(ids[0, -1]))
+        return torch.full((1,), reason is not None, device=ids.device)
 
     prompt = torch.tensor([[*ids]], device=model.device)  # [1, length]
     own_settings, model.generation_config = model.generation_config, GenerationConfig()  # they may sample, or penalise
@@ -431,7 +432,8 @@ def answer_alone(
         )
     finally:
         model.generation_config = own_settings
-    return answer, reasons[-1]
+    assert reason is not None  # max_new_tokens bounds both
+    return answer, reason
 
 
 def continuation_nats(model: "PreTrainedModel", ids: Sequence[int], continuation_ids: Sequence[int]) -> float:

@@ -178,8 +178,8 @@ class ExpertPair:
                 return slot.math
             dtype = self.stored_dtype(slot.name, layer)
             if isinstance(plan, Plan):
-                sources = [self.stored_values(role, slot, dtype) for role in plan.roles]
-                values = weighted_mean_on_device(*sources, weight=plan.weight(layer))
+                math, language = (self.stored_values(role, slot, dtype) for role in plan.roles)
+                values = weighted_mean_on_device(math, language, plan.weight(layer))
             else:
                 self.check_stored_name(slot.name, f"{plan.method} needs them as they are stored")
                 values = plan.combine(**{role: self.stored_values(role, slot, dtype) for role in plan.roles})

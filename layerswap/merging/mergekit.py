@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from layerswap.errors import UserError
-from layerswap.merging.plans import Plan, check_nonnegative
-from layerswap.merging.task_vectors import MergePlan
+from layerswap.merging.plans import Plan, check_nonnegative, uniform
+from layerswap.merging.task_vectors import MergePlan, TaskVectors
 
 MAX_LAYERS = 100_000  # of a model; more are a mistake
-FIELDS = {"merge_method", "base_model", "dtype", "out_dtype", "slices", "parameters"}
+FIELDS = {"merge_method", "base_model", "dtype", "out_dtype", "slices", "models", "parameters"}
+METHOD_NAMES = {"task_arithmetic": "task arithmetic", "ties": "ties"}  # mergekit's -> ours
 
 
 def to_mergekit(
@@ -64,32 +65,48 @@ def to_mergekit(
     }
 
 
-def from_mergekit(data: dict[str, Any], math: str | Path, language: str | Path, name: str = "mergekit plan") -> Plan:
-    """The plan of a mergekit configuration of the kind that ``to_mergekit`` writes.
+def from_mergekit(
+    data: dict[str, Any], math: str | Path, language: str | Path, name: str = "mergekit plan", *,
+    base: str | Path | None = None, n_layers: int | None = None,
+) -> MergePlan:  # fmt: skip
+    """The plan of a mergekit configuration that means one.
 
-    Read: slices of ``passthrough`` or ``linear`` over the layers of two models in their order. base_model, dtype and
-    out_dtype play no part: config and tokenizer come from the donor, dtypes from the experts.
+    Read: ``passthrough`` and ``linear``, of slices over the layers of two models in their order or of whole models;
+    ``task_arithmetic`` and ``ties`` of whole models. dtype and out_dtype play no part, nor does base_model but for task
+    vectors: config and tokenizer come from the donor, dtypes from the experts.
 
     Args:
         data: the configuration.
         math: the math expert's name in it; two paths to one folder count as equal.
         language: the language expert's name in it.
         name: of the plan.
+        base: the base model's name in it, for task vectors; None: any.
+        n_layers: depth of the models, for means of whole models.
 
     Returns:
         The plan.
 
     Raises:
-        UserError: what a plan cannot express, by name: other methods and fields, other models, filters, layers left
-            out, repeated or moved.
+        UserError: what a plan cannot express, by name: other methods and fields, other models, filters, gradients,
+            layers left out, repeated or moved.
     """
     if unknown := sorted(set(data) - FIELDS, key=str):
         raise UserError(f"field {unknown[0]!r} cannot be read, expected only {', '.join(sorted(FIELDS))}")
-    method = data.get("merge_method")
-    if method not in ("passthrough", "linear"):
-        raise UserError(f"merge_method is {method!r}, expected passthrough or linear")
+    method, models = data.get("merge_method"), data.get("models")
+    if not isinstance(method, str) or method not in ("passthrough", "linear", *METHOD_NAMES):
+        expected = f"expected one of passthrough, linear, {', '.join(METHOD_NAMES)}"
+        raise UserError(f"merge_method is {method!r}, {expected}")
+    if models is not None and data.get("slices") is not None:
+        raise UserError("there are models and slices, expected one of them")
+    if method in METHOD_NAMES:
+        return task_vectors_of(data, math, language, base, name)
     if (data.get("parameters") or {}) not in ({}, {"normalize": True}):
         raise UserError(f"parameters is {data['parameters']!r}, expected none, or normalize: true")
+    if models is not None:
+        weight = language_weight(check_models(models), method, math, language, "models")
+        if n_layers is None:
+            raise UserError("how many layers? expected --layers N or --model DIR beside the models of mergekit")
+        return uniform(n_layers, weight, name)
     slices = data.get("slices")
     if not isinstance(slices, list) or not slices:
         raise UserError(f"slices is {slices!r}, expected a list")
@@ -110,6 +127,54 @@ def from_mergekit(data: dict[str, Any], math: str | Path, language: str | Path, 
         ends = f"the first slice gives the embeddings weight {weights[0]}, the last the head {weights[-1]}"
         raise UserError(f"{ends}, expected one weight outside the layers")
     return Plan(name, tuple(layers), weights[0])
+
+
+def check_models(models: Any) -> list[dict[str, Any]]:
+    """``models`` of a configuration. UserError unless it is a list of tables."""
+    if not isinstance(models, list) or not models or not all(isinstance(model, dict) for model in models):
+        raise UserError(f"models is {models!r}, expected a list with a model and its parameters in each entry")
+    return models
+
+
+def task_vectors_of(
+    data: dict[str, Any], math: str | Path, language: str | Path, base: str | Path | None, name: str
+) -> TaskVectors:
+    """The plan of task arithmetic or TIES of whole models. UserError for what it cannot express."""
+    method, shared = (
+        data["merge_method"],
+        {"weight": 1.0, "density": 1.0, "lambda": 1.0}
+        | check_table("parameters", data.get("parameters"), {"weight", "density", "lambda", "normalize", "int8_mask"}),
+    )
+    is_normalized = method == "ties"  # what mergekit does where nothing is said; a plan of ours always does
+    if shared.pop("normalize", is_normalized) is not is_normalized:
+        raise UserError(f"normalize is {not is_normalized} of {method}, expected {is_normalized}")
+    if base is not None and not same_model(data.get("base_model"), base):
+        raise UserError(f"base_model is {data.get('base_model')!r}, expected {base}")
+    weights, densities = {"math": 0.0, "language": 0.0}, set()
+    for i, model in enumerate(check_models(data.get("models"))):
+        if unknown := model.keys() - {"model", "parameters"}:
+            raise UserError(f"models[{i}]: has {min(unknown, key=str)!r}, expected only model and parameters")
+        own = shared | check_table(f"models[{i}]: parameters", model.get("parameters"), {"weight", "density"})
+        if same_model(model.get("model"), math) or same_model(model.get("model"), language):
+            role = "math" if same_model(model["model"], math) else "language"
+            weights[role] += check_nonnegative(f"models[{i}]: weight", own["weight"])
+            densities.add(check_nonnegative(f"models[{i}]: density", own["density"]))
+        elif not same_model(model.get("model"), data.get("base_model", "")):
+            raise UserError(f"models[{i}]: model is {model.get('model')!r}, expected {math} or {language}")
+    if len(densities) != 1:
+        raise UserError(f"densities are {sorted(densities)}, expected one for both experts")
+    return TaskVectors(
+        name, METHOD_NAMES[method], **weights, density=min(densities) if method == "ties" else 1.0,
+        scale=check_nonnegative("lambda", shared["lambda"]),
+    )  # fmt: skip
+
+
+def check_table(location: str, table: Any, expected: set[str]) -> dict[str, Any]:
+    """``table``, none as an empty one. UserError unless it is one with keys among the expected."""
+    table = {} if table is None else table
+    if not isinstance(table, dict) or not table.keys() <= expected:
+        raise UserError(f"{location} is {table!r}, expected only {', '.join(sorted(expected))}")
+    return table
 
 
 def language_weight(
