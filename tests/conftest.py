@@ -72,7 +72,7 @@ def write_checkpoint(folder, seed=0, *, layers=4, tied=True, dtype=torch.float32
 
 def bits(tensor):
     """A tensor's bytes as a numpy array: equal only if every bit is (NaN, -0.0)."""
-    return tensor.detach().contiguous().view(torch.uint8).numpy() if tensor.numel() else np.zeros(0, np.uint8)
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else np.zeros(0, np.uint8)
 
 
 def tensors(folder):

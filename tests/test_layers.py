@@ -28,10 +28,13 @@ MODELS = {
         stack("model.layers.", 4, "mlp.experts.0.up_proj", "mlp.experts.1.up_proj"), {"num_hidden_layers": 4},
         "model.layers.", 4, [],
     ),
-    "counted twice over": (stack("model.layers.", 3), {"num_hidden_layers": 6, "num_layers": 3}, "model.layers.", 3, []),
+    "counted twice over": (
+        stack("model.layers.", 3), {"num_hidden_layers": 6, "num_layers": 3}, "model.layers.", 3, [],
+    ),
     "vision tower": (
-        [*stack("language_model.model.layers.", 4), *stack("vision_tower.encoder.layers.", 3), "vision_tower.norm.weight",
-         "multi_modal_projector.weight", "language_model.model.norm.weight", "language_model.lm_head.weight"],
+        [*stack("language_model.model.layers.", 4), *stack("vision_tower.encoder.layers.", 3),
+         "vision_tower.norm.weight", "multi_modal_projector.weight",
+         "language_model.model.norm.weight", "language_model.lm_head.weight"],
         {"text_config": {"num_hidden_layers": 4}, "vision_config": {"num_hidden_layers": 3}},
         "language_model.model.layers.", 4,
         [*stack("vision_tower.encoder.layers.", 3), "vision_tower.norm.weight", "multi_modal_projector.weight"],

@@ -119,8 +119,8 @@ MODELS = {
         TaskVectors("x", "ties", 1, 2, density=0.5),
     ),
     "ties with the base in the list": (
-        {"merge_method": "ties", "models": [{"model": "base"}, {"model": "lang"}, {"model": "math", "parameters": None}],
-         "base_model": "base", "parameters": {"density": 0.3}},
+        {"merge_method": "ties", "base_model": "base", "parameters": {"density": 0.3},
+         "models": [{"model": "base"}, {"model": "lang"}, {"model": "math", "parameters": None}]},
         TaskVectors("x", "ties", density=0.3),
     ),
 }  # fmt: skip
@@ -146,7 +146,8 @@ BAD_MODELS = {
     "another base": (TIES | {"base_model": "other"}, "base_model is 'other', expected base"),
     "ties as a sum": (TIES | {"parameters": {"normalize": False}}, "normalize is False of ties, expected True"),
     "task arithmetic as a mean": (
-        models_of("task_arithmetic", {}, base_model="base", parameters={"normalize": True}), "normalize is True of task",
+        models_of("task_arithmetic", {}, base_model="base", parameters={"normalize": True}),
+        "normalize is True of task_arithmetic, expected False",
     ),
     "an unknown parameter": (TIES | {"parameters": {"epsilon": 1}}, "parameters is .*'epsilon'"),
     "a parameter of one model": (models_of("ties", {"gamma": 1}, base_model="base"), r"models\[0\]: parameters is"),
