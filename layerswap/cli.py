@@ -309,16 +309,14 @@ def run_eval(options: argparse.Namespace) -> None:
 
     digests, base = {}, options.base and resolve_argument(options.base)
     for folder in dict.fromkeys(resolve_argument(name, base) for name in options.model):
-        plan = merging.uniform(1, 0.0, folder)  # of whatever depth, it is that model
-        model_digests = dict.fromkeys(("math", "language"), checkpoints.model_digest(folder))
-        weights = merging.merge_key(model_digests, plan, f"torch.{options.dtype}")
-        digests[plan] = json_digest([weights, checkpoints.tokenizer_digest(folder)])
+        weights = json_digest([f"torch.{options.dtype}", checkpoints.model_digest(folder)])  # as ``merge_key`` of one
+        digests[folder] = json_digest([weights, checkpoints.tokenizer_digest(folder)])
 
     import pandas as pd
 
     frames = []
-    for plan, digest in digests.items():
-        model = evaluation.ScoredModel(plan.name, digest, cache(partial(load_for_eval, plan, options)))
+    for folder, digest in digests.items():
+        model = evaluation.ScoredModel(folder, digest, cache(partial(load_for_eval, folder, options)))
         frames += [
             evaluation.evaluate([model], task, problems[language], exemplars[language], options.samples, style=style,
                                 max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens)
@@ -330,18 +328,16 @@ def run_eval(options: argparse.Namespace) -> None:
     print(f"the answers lie in {options.samples}")
 
 
-def load_for_eval(
-    plan: "merging.Plan", options: argparse.Namespace
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model and the tokenizer of the folder that a plan is named after."""
+def load_for_eval(folder: str, options: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model and the tokenizer of a folder."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     if options.threads:
         torch.set_num_threads(options.threads)
-    pair = merging.ExpertPair(plan.name, plan.name, device=options.device, dtype=getattr(torch, options.dtype))
-    return pair.apply(plan), checkpoints.load_tokenizer(plan.name)
+    model = checkpoints.load_model(folder, getattr(torch, options.dtype), options.device)
+    return model, checkpoints.load_tokenizer(folder)
 
 
 COMMANDS = {"plan": run_plan, "merge": run_merge, "inspect": run_inspect, "verify": run_verify, "eval": run_eval}

@@ -141,22 +141,32 @@ def to_float32(folder: Path, header: Mapping[str, StoredTensor]) -> Path:
     return create_once(BUILD / "models" / f"{folder.resolve().name}-float32-{content[:16]}", write)
 
 
-def load_model(folder: str | Path, dtype: "torch.dtype") -> "PreTrainedModel":
-    """Load a model with transformers, on the CPU and in eval mode.
+def check_device(device: "str | torch.device") -> None:
+    """UserError for a GPU that is not there."""
+    import torch
+
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device is {device}, but torch finds no GPU here; expected cpu")
+
+
+def load_model(folder: str | Path, dtype: "torch.dtype", device: "str | torch.device" = "cpu") -> "PreTrainedModel":
+    """Load a model with transformers, in eval mode.
 
     Args:
         folder: of safetensors and config.json.
         dtype: of the weights in memory.
+        device: where the weights lie, such as "cuda".
 
     Returns:
         The model.
 
     Raises:
         UserError: it cannot be loaded, or tensors are missing or unknown to it, where transformers would go on with
-            random weights.
+            random weights; a GPU that is not there.
     """
     from transformers import AutoModelForCausalLM
 
+    check_device(device)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -165,7 +175,7 @@ def load_model(folder: str | Path, dtype: "torch.dtype") -> "PreTrainedModel":
         raise UserError(f"{folder}: transformers cannot load it ({one_line(error)})") from None
     if mismatches := {problem: sorted(names) for problem, names in info.items() if names}:
         raise UserError(f"{folder}: the weights are not those of the model in config.json: {mismatches}")
-    return model.eval()
+    return model.eval().to(device)
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from layerswap.checkpoints.compatibility import check_compatible, model_digest
 from layerswap.checkpoints.layers import DecoderLayers, decoder_layers, find_layers
-from layerswap.checkpoints.loading import load_model
+from layerswap.checkpoints.loading import check_device, load_model
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, read_header
 from layerswap.errors import UserError
 from layerswap.merging.arithmetic import weighted_mean_on_device
@@ -70,8 +70,7 @@ class ExpertPair:
     ) -> None:  # fmt: skip
         self.folders = {"math": Path(math), "language": Path(language)} | ({"base": Path(base)} if base else {})
         self.device, self.dtype, self.static = device, dtype, static
-        if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"device is {device}, but torch finds no GPU here; expected cpu")
+        check_device(device)
         for folder in list(self.folders.values())[1:]:
             check_compatible(math, folder)
         self.headers = {role: read_header(folder) for role, folder in self.folders.items()}
@@ -121,7 +120,7 @@ class ExpertPair:
 
     def load(self, role: str) -> "PreTrainedModel":
         """A role's model on the device, frozen."""
-        return load_model(self.folders[role], self.dtype).to(self.device).requires_grad_(False)
+        return load_model(self.folders[role], self.dtype, self.device).requires_grad_(False)
 
     def apply(self, plan: MergePlan) -> "PreTrainedModel":
         """The merged model of a plan, in eval mode.
