@@ -105,9 +105,9 @@ def test_towers_are_of_one_expert(expert_folders, tmp_path):
     for donor in ("math", "language"):
         merge(math, language, PLANS[0], tmp_path / donor, donor=donor)
         merged = tensors(tmp_path / donor)
-        apart = [name for name in merged if not layers.is_text(name)]
-        assert all(same_bits(merged[name], inputs[donor][name]) for name in apart)
-        assert bool(apart) == (family == "gemma3") and all("language_model" not in name for name in apart)
+        others = [name for name in merged if not layers.is_text(name)]
+        assert all(same_bits(merged[name], inputs[donor][name]) for name in others)
+        assert bool(others) == (family == "gemma3") and all("language_model" not in name for name in others)
         assert all(
             same_bits(merged[name], inputs["language"][name])
             for name in merged

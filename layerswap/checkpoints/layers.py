@@ -117,18 +117,18 @@ def find_layers(names: Iterable[str], config: Mapping[str, Any], location: str |
     if config.get("is_encoder_decoder"):
         raise UserError(f"{observed}, of an encoder and a decoder; expected a decoder alone")
     depths, n_predicting = text_depths(config)
-    fitting = {}
+    candidates = {}
     for prefix, layers in stacks.items():
         count = len(layers) - n_predicting if len(layers) - n_predicting in depths else len(layers)
         if layers == set(range(len(layers))) and (not depths or count in depths):
-            fitting[prefix] = count
-    if len(fitting) > 1:  # as deep as another, but of another name
-        fitting = {prefix: n for prefix, n in fitting.items() if not OTHER_MODULE.search(prefix)} or fitting
-    if len(fitting) != 1:
+            candidates[prefix] = count
+    if len(candidates) > 1:  # as deep as another, but of another name
+        candidates = {prefix: n for prefix, n in candidates.items() if not OTHER_MODULE.search(prefix)} or candidates
+    if len(candidates) != 1:
         depth = " or ".join(map(repr, depths)) or "one stack of"
         extra = f" and {n_predicting} that predict further tokens (MTP)" if n_predicting else ""
         raise UserError(f"{observed}; expected {depth} layers from 0 up{extra}, called layers.N, h.N or blocks.N")
-    ((prefix, count),) = fitting.items()
+    ((prefix, count),) = candidates.items()
     others = tuple(sorted(diverging_module(other, prefix) for other in stacks if other != prefix))
     return DecoderLayers(prefix, count, others, any(isinstance(config.get(field), dict) for field in TEXT_CONFIGS))
 

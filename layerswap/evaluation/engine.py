@@ -233,7 +233,7 @@ def stream(
     encoded = encode_prompts(tokenizer, prompts, model, token_budgets, add_special_tokens=not templated)
     requested = set(range(len(prompts))) if indices is None else indices
 
-    def finish(i: int, answer: GrowingAnswer, reason: str, nats: float) -> Generation:
+    def to_generation(i: int, answer: GrowingAnswer, reason: str, nats: float) -> Generation:
         loss = None
         if continuations is not None:
             loss = Loss(nats, len(continuation_ids[i]), len(continuations[i].encode()))
@@ -245,7 +245,7 @@ def stream(
     if not supports_shared_attention(model):
         for i in sorted(requested):
             answer, reason = answer_alone(model, tokenizer, encoded[i], max_new_tokens, stop)
-            yield {i: finish(i, answer, reason, continuation_nats(model, encoded[i], continuation_ids[i]))}
+            yield {i: to_generation(i, answer, reason, continuation_nats(model, encoded[i], continuation_ids[i]))}
         return
     shared = shared_length(encoded)
     lengths = [len(ids) - shared + budget for ids, budget in zip(encoded, token_budgets, strict=True)]
@@ -259,7 +259,7 @@ def stream(
         if continuations is not None:
             nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
         decoded = decode(model, tokenizer, cache, logits, suffixes, prefix_ids, max_new_tokens, stop)
-        return {group[row]: finish(group[row], answer, reason, nats[row]) for row, answer, reason in decoded}
+        return {group[row]: to_generation(group[row], answer, reason, nats[row]) for row, answer, reason in decoded}
 
     with shared_attention(model):
         while groups:

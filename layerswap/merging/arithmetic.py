@@ -127,7 +127,7 @@ def round_to_odd(numbers: "torch.Tensor") -> "torch.Tensor":
     """
     import torch
 
-    nearest = numbers.float()
-    back, bits = nearest.double(), nearest.view(torch.int32)
+    rounded = numbers.float()
+    back, bits = rounded.double(), rounded.view(torch.int32)
     odd = (bits - (back.abs() > numbers.abs()).int()) | 1  # toward zero, then the last bit
     return torch.where((back == numbers) | ~back.isfinite(), bits, odd).view(torch.float32)

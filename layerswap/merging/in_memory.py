@@ -216,8 +216,8 @@ class ExpertPair:
     def check_stored_name(self, name: str, reason: str) -> None:
         """UserError unless a tensor has the name in the file that it has in memory."""
         if name not in self.headers["math"]:
-            wanted = "merge on disk (layerswap merge), then evaluate the result"
-            raise UserError(f"{self.folders['math']}: tensors of {name} have other names there and {reason}; {wanted}")
+            remedy = "merge on disk (layerswap merge), then evaluate the result"
+            raise UserError(f"{self.folders['math']}: tensors of {name} have other names there and {reason}; {remedy}")
 
     def merge_digest(self, plan: MergePlan) -> str:
         """Digest of dtype, models and plan, as in ``manifest.merge_key``; loads no model."""
