@@ -8,7 +8,12 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
 from layerswap.checkpoints.safetensors import read_header
-from layerswap.merging.arithmetic import merge_chunks, weighted_mean, weighted_mean_on_device
+from layerswap.merging.arithmetic import (
+    merge_chunks,
+    weighted_mean,
+    weighted_mean_in_memory,
+    weighted_mean_on_device,
+)
 from layerswap.merging.plans import uniform
 
 
@@ -71,10 +76,12 @@ def test_in_memory_and_on_disk_are_the_same_arithmetic(dtype, seed, n, weight, a
         b = (a.double() + torch.from_numpy(rng.normal(0, 1e-3, n))).to(dtype)
     chunks = [bytearray(bits(tensor).tobytes()) for tensor in (a, b)]
     expected = torch.from_numpy(weighted_mean(*chunks, weight, DTYPES[dtype])).view(dtype)
-    assert same_bits(weighted_mean_on_device(a, b, weight), expected)
+    assert same_bits(weighted_mean_in_memory(a, b, weight), expected)
+    assert same_bits(weighted_mean_on_device(a, b, weight, step=10_000), expected)
 
 
-def test_in_memory_a_mean_keeps_its_shape_and_needs_no_order_in_memory():
+@pytest.mark.parametrize("mean", [weighted_mean_in_memory, weighted_mean_on_device])
+def test_in_memory_a_mean_keeps_its_shape_and_needs_no_order_in_memory(mean):
     a, b = torch.randn(2, 5, 7, dtype=torch.float32).bfloat16()
-    expected = weighted_mean_on_device(a.contiguous(), b.contiguous(), 0.3)
-    assert same_bits(weighted_mean_on_device(a.T, b.T, 0.3), expected.T)
+    assert same_bits(mean(a.T, b.T, 0.3), mean(a, b, 0.3).T)
+    assert mean(a[0, 0], b[0, 0], 0.3).shape == () and mean(a[:0], b[:0], 0.3).shape == (0, 7)

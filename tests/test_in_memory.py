@@ -136,8 +136,8 @@ def test_aliases_and_ties(experts):
 
 
 def test_mixed_tensors_are_computed_once(experts, monkeypatch):
-    calls, mean = [], in_memory.weighted_mean_on_device
-    monkeypatch.setattr(in_memory, "weighted_mean_on_device", lambda *a: calls.append(a) or mean(*a))
+    calls, mean = [], in_memory.weighted_mean_in_memory
+    monkeypatch.setattr(in_memory, "weighted_mean_in_memory", lambda *a: calls.append(a) or mean(*a))
     pair, per_layer = ExpertPair(*experts), 9
     for plan, layers in ((PLANS[0], 0), (PLANS[1], 2), (PLANS[0], 0), (PLANS[1], 0)):
         before = len(calls)

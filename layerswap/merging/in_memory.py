@@ -18,7 +18,7 @@ from layerswap.checkpoints.layers import DecoderLayers, decoder_layers, find_lay
 from layerswap.checkpoints.loading import check_device, load_model
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, read_header
 from layerswap.errors import UserError
-from layerswap.merging.arithmetic import weighted_mean_on_device
+from layerswap.merging.arithmetic import weighted_mean_in_memory
 from layerswap.merging.manifest import merge_key
 from layerswap.merging.plans import Plan
 from layerswap.merging.task_vectors import MergePlan
@@ -178,7 +178,7 @@ class ExpertPair:
             dtype = self.stored_dtype(slot.name, layer)
             if isinstance(plan, Plan):
                 math, language = (self.stored_values(role, slot, dtype) for role in plan.roles)
-                values = weighted_mean_on_device(math, language, plan.weight(layer))
+                values = weighted_mean_in_memory(math, language, plan.weight(layer))
             else:
                 self.check_stored_name(slot.name, f"{plan.method} needs them as they are stored")
                 values = plan.combine(**{role: self.stored_values(role, slot, dtype) for role in plan.roles})
