@@ -5,7 +5,11 @@
 notebooks' profiles and experiments. Nothing is imported before it is used: ``import layerswap`` loads no torch.
 """
 
+import os
+
 import lazy_loader
 
+# Threads of OpenMP that wait sleep. Where they spin, as is its default, another process beside slows torch tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
