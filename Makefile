@@ -13,6 +13,8 @@ MOVED     := $(shell test ! -e .venv/.ready || test "$$(cat .venv/.ready)" = "$$
 # What Python and its kernels import is this checkout, wherever an editable install points.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PROFILE GIGABYTES
+# As layerswap/__init__.py says; here too, for what imports torch first.
+export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: all cost plan check test lab notebooks base lock clean help conda moved $(NOTEBOOKS)
 .DEFAULT_GOAL := help

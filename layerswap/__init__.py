@@ -9,7 +9,7 @@ import os
 
 import lazy_loader
 
-# Threads of OpenMP that wait sleep. Where they spin, as is its default, another process beside slows torch tenfold.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP threads that wait soon sleep. Where they spin, as they do for long, another process beside slows torch tenfold.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

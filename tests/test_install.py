@@ -160,3 +160,12 @@ def test_an_own_profile_is_nothing_that_git_sees(tmp_path):
     command = ["git", "ls-files", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
     assert sorted(listed) == sorted([".gitignore", *published])
+
+
+def test_threads_that_wait_do_not_spin_for_long():
+    """Set before torch is loaded, unless somebody has set it."""
+    code = "import layerswap, os, sys; assert 'torch' not in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
+    for variables, expected in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | variables
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.stdout.strip() == expected, done.stderr

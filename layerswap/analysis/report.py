@@ -156,7 +156,7 @@ def format_weight_change(folder: Path) -> str:
     """The change in thirds against their share of the weights, and whether it agrees with the papers' account."""
     table = read_results(folder, "change_by_third")
     table["relative"] = table.share / table.of_weights
-    means = table.groupby(["expert", "third"], sort=False).relative.mean().unstack(sort=False)
+    means = table.groupby(["expert", "third"], sort=False).relative.mean().unstack(sort=False).fillna(0)  # no change
     text = "; ".join(
         f"{name} {', '.join(f'{third} {ratio:.2f}' for third, ratio in thirds.items())}"
         for name, thirds in means.iterrows()
