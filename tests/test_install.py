@@ -80,12 +80,12 @@ def test_what_runs_is_this_checkouts_code(checkout):
 def test_a_moved_or_copied_checkout_gets_an_environment_of_its_own(checkout):
     command = '"python3" environment.py'
     assert command not in make(checkout, "-n", "cost").stdout
-    moved = checkout.with_name("moved")
-    shutil.copytree(checkout, moved)
-    assert command in make(moved, "-n", "cost").stdout
-    done = make(moved, "cost", GIGABYTES="1e9", PYTHON=sys.executable)
+    other = checkout.with_name("moved")
+    shutil.copytree(checkout, other)
+    assert command in make(other, "-n", "cost").stdout
+    done = make(other, "cost", GIGABYTES="1e9", PYTHON=sys.executable)
     assert done.returncode == 2 and "GB free here, 1e+09 expected: the environment takes 5.7 GB" in done.stderr
-    assert calls(moved) == "", "nothing was run there"
+    assert calls(other) == "", "nothing was run there"
 
 
 def test_notebooks_that_are_drafts_are_not_run_and_a_sixth_one_is(checkout):

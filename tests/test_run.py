@@ -452,10 +452,10 @@ def test_a_bar_is_drawn_on_a_terminal(project):
         [sys.executable, "-c", script], cwd=project.root, stderr=end, stdout=end, env=environment
     )
     os.close(end)
-    drawn = b""
+    output = b""
     while process.poll() is None:
         try:
-            drawn += os.read(terminal, 1 << 16)
+            output += os.read(terminal, 1 << 16)
         except OSError:  # Linux reports the end of a terminal so
             break
-    assert process.wait() == 0 and b"01_first:   0%" in drawn and b"cell" in drawn
+    assert process.wait() == 0 and b"01_first:   0%" in output and b"cell" in output
