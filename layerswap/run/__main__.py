@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def dispatch(options: argparse.Namespace) -> int:
     """Do what the options say. Imports are lazy, so that an interruption of them is none of a library's."""
     from layerswap.run import notebooks
-    from layerswap.run.profiles import Project, load_profile
+    from layerswap.run.profiles import Project, changed_parameters, load_profile
 
     project = Project()
     if not getattr(options, "names", ()):  # `make all` names each notebook, and reports once
@@ -60,7 +60,10 @@ def dispatch(options: argparse.Namespace) -> int:
         else:
             from layerswap.run.cost import cost_report
 
-            print("\n".join(cost_report(options.profile, load_profile(project, options.profile))))
+            settings = load_profile(project, options.profile)
+            for line in changed_parameters(project, list(settings)):
+                print_error(line)
+            print("\n".join(cost_report(options.profile, settings)))
     except notebooks.NotebookFailed as error:
         print_error(str(error))
         return 1
