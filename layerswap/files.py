@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +18,17 @@ from layerswap.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES, BUILD = ROOT / "figures", ROOT / "build"
+DRAFT = "draft"  # what notebooks that are run by hand write to
+
+
+def results_name(profile: str) -> str:
+    """The name of the folders in ``FIGURES`` and ``BUILD`` that a profile's results are in.
+
+    It is the profile's own, but ``DRAFT`` in a notebook that is run by hand, so that trying something changes no
+    profile's results. ``run.notebooks`` names the profile that it runs in LAYERSWAP_PROFILE.
+    """
+    by_hand = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
+    return DRAFT if by_hand and os.environ.get("LAYERSWAP_PROFILE") != profile else profile
 
 
 def data_folder() -> Path:

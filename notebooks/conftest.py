@@ -1,8 +1,16 @@
 """Settings of nbval: kernels get the environment of a run, and a loaded machine gets time to hand over an output."""
 
-import os
+from layerswap.files import DRAFT
+from layerswap.run.notebooks import prepare_kernels
+from layerswap.run.profiles import Project, is_section
 
-os.environ.update({"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+prepare_kernels(Project(), DRAFT)
+
+
+def pytest_ignore_collect(collection_path):
+    """Leave out drafts, such as Untitled.ipynb."""
+    if collection_path.suffix == ".ipynb" and not is_section(collection_path):
+        return True
 
 
 def pytest_collection_modifyitems(items):
@@ -13,3 +21,8 @@ def pytest_collection_modifyitems(items):
                 item.parent.skip_compare += (
                     "stderr",
                 )  # warnings differ between machines; a cell's results do not go there
+
+
+def pytest_terminal_summary(terminalreporter):
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line("If the new outputs are right, `make notebooks` stores them.")

@@ -22,6 +22,8 @@ import importlinter.cli
 import mypy.api
 import pytest
 
+from layerswap.run.profiles import Project
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "layerswap"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -157,7 +159,7 @@ def test_bindings():
 
 def notebook_cells() -> Iterator[tuple[str, bool, ast.Module]]:
     """(place, whether it holds the parameters, code) of the notebooks' code cells."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in map(Project().notebook, Project().notebook_names()):
         for i, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
             if cell["cell_type"] == "code":
                 is_parameters = "parameters" in cell["metadata"].get("tags", [])

@@ -41,8 +41,8 @@ def test_answers_are_those_of_the_notebooks():
     assert answers["02_swap"] == 3 * 10
     n_repeated = 3  # both, width 1 and the two averages of the non-layer parameters are the zone kept and removed
     assert answers["03_transition"] == (printed_maps("03_transition") - n_repeated) * 10
-    n_alone = 8 - 2 + 1  # layers 0 and 7 alone are one end's, and the map's four are the ends'; the non-layer one
-    assert answers["04_top_bottom"] == printed_maps("04_top_bottom") * 10 + n_alone
+    n_map = 2 * 2 + 8 - 2 + 1  # of the map and each layer alone (0 and 7 are the map's ends); the non-layer one
+    assert answers["04_top_bottom"] == printed_maps("04_top_bottom") * 10 + n_map, "other problems, answered apart"
     n_widths = len(settings["05_mgsm"]["candidate_widths"]) ** 2 * len(settings["05_mgsm"]["non_layer_weights"])
     assert answers["05_mgsm"] == 14 * 10 + (n_widths + 8) * settings["05_mgsm"]["n_validation"]
 
@@ -117,10 +117,67 @@ def test_a_model_that_is_here():
 
 
 def test_a_name_without_a_size():
+    """What is counted is said, what depends on the size is not known; a name that is no model's is refused."""
     settings = settings_of("ci")
-    settings["01_experts"] |= {"base": "owner/nameless@main"}
+    settings["01_experts"] |= {"base": "owner/base@revision"}
+    text = "\n".join(cost.cost_report("x", settings))
+    assert "? million weights (owner/base@revision is not here yet" in text and "nan" not in text
+    assert "disk ? GB, at most ? hours" in text and "01_experts: at most 250 answers" in text
+    settings["01_experts"] |= {"base": "no/such/folder"}
     with pytest.raises(UserError, match="its name does not say how many weights"):
         cost.cost_report("x", settings)
+
+
+def write_mgsm(folder, *languages):
+    """A folder like LAYERSWAP_DATA with MGSM's files of these languages, two problems each."""
+    (folder / "mgsm").mkdir(parents=True)
+    for language in languages:
+        (folder / "mgsm" / f"mgsm_{language}.tsv").write_text("1 + 1?\t2\n2 + 2?\t4\n", encoding="utf-8")
+
+
+@pytest.fixture
+def own_experts(monkeypatch, tmp_path):
+    """README's profile, in German, and a data folder with nothing but MGSM."""
+    write_mgsm(tmp_path / "data", "en", "de")
+    monkeypatch.setenv("LAYERSWAP_DATA", str(tmp_path / "data"))
+    settings = settings_of("ci")
+    for parameters in settings.values():
+        parameters.update({"style": "native_cot"} | ({"languages": ["de"]} if "languages" in parameters else {}))
+    settings["01_experts"] |= {
+        "source": "local", "base": "owner/base@revision", "math_experts": ["owner/math@revision"],
+        "language_experts": ["/models/german-lora"], "baselines": [],
+    }  # fmt: skip
+    return settings
+
+
+def test_own_experts_need_no_training_text(own_experts):
+    text = "\n".join(cost.cost_report("mine", own_experts))
+    assert "train" not in text and "expert /models/german-lora (no such folder here)" in text
+
+
+def test_languages_and_data_are_looked_for(own_experts, monkeypatch, tmp_path):
+    def refusal(match, **changes):
+        settings = {name: dict(parameters) for name, parameters in own_experts.items()}
+        for parameters in settings.values():
+            parameters |= {key: value for key, value in changes.items() if key in parameters}
+        with pytest.raises(UserError, match=match):
+            cost.cost_report("mine", settings)
+
+    refusal("language 'xx' is not in MGSM, expected one of bn, de", languages=["xx"])
+    refusal(r"found 0 files \*_fr.tsv", languages=["fr"])
+    refusal("no training text for language 'de'", language_experts=[])
+    refusal("gsm8k", math_experts=[])
+    refusal("gsm8k", baselines=["joint"])
+    refusal("language 'xx' is not in the lab", source="lab", style="lab", languages=["xx"])
+    own_experts["04_top_bottom"] |= {"languages": ["fr"]}
+    refusal("04_top_bottom: language 'fr' has no expert, 01_experts has de")
+    monkeypatch.setenv("LAYERSWAP_DATA", str(tmp_path / "none"))
+    refusal("LAYERSWAP_DATA=.*none: no such folder")
+
+
+def test_a_data_folder_that_is_not_set(own_experts, monkeypatch):
+    monkeypatch.delenv("LAYERSWAP_DATA")
+    assert "LAYERSWAP_DATA is not set" in "\n".join(cost.cost_report("mine", own_experts))
 
 
 @pytest.mark.parametrize(

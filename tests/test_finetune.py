@@ -338,6 +338,18 @@ def test_float32_weights_and_a_loadable_expert(base, expert):
     assert AutoTokenizer.from_pretrained(expert).get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({}, "float32"), ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, "float32"),
+     ({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16")],
+)  # fmt: skip
+def test_a_processor_without_bfloat16_trains_in_float32(base, tmp_path, monkeypatch, capabilities, dtype):
+    """Unless it is told otherwise: emulated, bfloat16 takes longer."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    expert = finetune(base, random_rows(20), tmp_path / "expert", **SETTINGS | {"steps": 1}, dtype="auto")
+    assert json.loads((expert / "training.json").read_text())["fingerprint"]["dtype"] == dtype
+
+
 def test_bfloat16_arithmetic_keeps_float32_weights(base, expert, tmp_path):
     """Only steps with equal weights can be compared: how later ones drift apart depends on the processor's kernels."""
     low = finetune(base, random_rows(20), tmp_path / "low", **SETTINGS, dtype="bfloat16")

@@ -8,10 +8,12 @@ from conftest import write_checkpoint
 from safetensors.torch import load_file
 
 from layerswap.checkpoints.compatibility import check_compatible
+from layerswap.errors import UserError
 from layerswap.experts import jobs as jobs_module
 from layerswap.experts.jobs import held_out_rows, plan_jobs, train_experts
 from layerswap.experts.training_data import training_rows
 from layerswap.lab.task import LabTask
+from layerswap.tasks.mgsm import MGSM
 
 LAB = LabTask()
 FINE_TUNING = {
@@ -40,6 +42,17 @@ def test_jobs_of_experts_and_baselines(tmp_path):
 
 def test_nothing_is_planned_for_experts_that_are_there(tmp_path):
     assert plan_jobs(LAB, {"math": [tmp_path], "sw": [tmp_path]}, [1], FINE_TUNING) == []
+
+
+def test_experts_that_are_given_need_no_text(monkeypatch, tmp_path):
+    """With nothing but problems in LAYERSWAP_DATA, and in a language without any training text here."""
+    monkeypatch.setenv("LAYERSWAP_DATA", str(tmp_path))
+    mgsm, experts = MGSM(), ["math", "de"]
+    assert held_out_rows(mgsm, experts, 6, 1, FINE_TUNING, optional=experts) == {}
+    assert plan_jobs(mgsm, {"math": [tmp_path], "de": [tmp_path]}, [1], FINE_TUNING) == []
+    for missing in experts:
+        with pytest.raises(UserError, match="gsm8k" if missing == "math" else "no training text for language 'de'"):
+            held_out_rows(mgsm, experts, 6, 1, FINE_TUNING, optional={*experts} - {missing})
 
 
 def test_held_out_rows_are_no_training_rows():

@@ -6,16 +6,29 @@ import re
 
 import pandas as pd
 import pytest
+import yaml
 
 from layerswap.experts.index import ExpertIndex
+from layerswap.files import DRAFT
 from layerswap.lab.task import LabTask
 from layerswap.lab.world import BASE
 from layerswap.run import scores as scores_module
-from layerswap.run.profiles import Project, code_cells, load_profile, metadata, read_notebook
+from layerswap.run.profiles import (
+    Project,
+    changed_parameters,
+    code_cells,
+    default_parameters,
+    load_profile,
+    metadata,
+    parameter_defaults,
+    read_notebook,
+)
 from layerswap.run.scores import ProfileScores
 
 PROJECT = Project()
-NAMES = ["01_experts", "02_swap", "03_transition", "04_top_bottom", "05_mgsm"]
+SECTIONS = ["01_experts", "02_swap", "03_transition", "04_top_bottom", "05_mgsm"]  # that profiles and reports rest on
+NAMES = PROJECT.notebook_names()
+REMEDY = "`make notebooks` executes the notebooks anew and cleans them"
 FOREIGN = re.compile(r"(?<![\w.])(/home|/root|/Users|/work|/tmp|[A-Z]:\\)")
 
 
@@ -52,13 +65,25 @@ def faults(notebook):
 
 
 def test_five_notebooks():
-    assert PROJECT.notebook_names() == NAMES
+    assert NAMES[:5] == SECTIONS
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_is_sound(name):
-    assert faults(read_notebook(PROJECT, name)) == []
+    assert faults(read_notebook(PROJECT, name)) == [], REMEDY
     assert set(metadata(PROJECT, name)) == {"needs", "figures", "artifacts"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_parameters_cell_says_what_params_ci_yml_sets(name):
+    """Each parameter, with a value of the same type: a notebook shows by hand what every profile starts from."""
+    assert changed_parameters(PROJECT, [name]) == [], "change params/ci.yml too, or take the cell's change back"
+    cell, (path,) = parameter_defaults(PROJECT, name), [PROJECT.root / "params" / "ci.yml"]
+    pins = yaml.safe_load(path.read_text(encoding="utf-8"))
+    pinned = pins["all"] | pins.get(name, {})
+    assert cell.pop("profile") == DRAFT and cell.keys() <= pinned.keys(), f"params/ci.yml lacks {cell.keys() - pinned}"
+    for parameter, value in cell.items():
+        assert json.dumps(value) == json.dumps(default_parameters(PROJECT)[name][parameter]), parameter
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (PROJECT.root / "params").glob("*.yml")))

@@ -2,11 +2,14 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 
+import nbclient
 import nbformat
 import pytest
 import yaml
@@ -15,8 +18,8 @@ from layerswap.errors import UserError
 from layerswap.files import ROOT
 from layerswap.run import profiles
 from layerswap.run.__main__ import main
-from layerswap.run.notebooks import run_profile
-from layerswap.run.profiles import Project, load_profile
+from layerswap.run.notebooks import refresh, run_profile
+from layerswap.run.profiles import Project, changed_parameters, load_profile
 
 FIRST = """
 import json, pathlib
@@ -295,3 +298,164 @@ def test_nbval_sees_a_changed_digit(project):
     notebook["cells"][-1]["outputs"][0]["text"] = ["4\n"]
     source.write_text(json.dumps(notebook))
     assert subprocess.run([*command, source], cwd=project.root, capture_output=True).returncode == 1
+
+
+def change_cell(project, name, source):
+    """What JupyterLab saves when somebody tries other values in a parameters cell."""
+    notebook = json.loads(project.notebook(name).read_text())
+    notebook["cells"][0]["source"] = source
+    project.notebook(name).write_text(json.dumps(notebook))
+
+
+def test_a_changed_parameters_cell_changes_no_profile_and_is_named(project, capfd):
+    """params/ci.yml holds every default; a type that a cell has lost does not matter either."""
+    first = {"width": 2, "fraction": 0.5, "flag": False, "codes": ["sw"], "bottom": "scaled"}
+    tuning = {"steps": 3, "rate": 0.1, "sets": ["a"]}
+    sections = {"01_first": first | {"tuning": tuning}, "02_second": {"extra": 1, "pause": 0.0}}
+    (project.root / "params/ci.yml").write_text(yaml.safe_dump(sections))
+    before = load_profile(project, "small"), load_profile(project, "ci")
+    assert changed_parameters(project, project.notebook_names()) == []
+    change_cell(project, "01_first", 'profile = "lab"\nwidth = "9"\nfraction = 1\nflag = True\ncodes = "te"\n'
+                'bottom = 7\ntuning = {"steps": 99, "rate": 1, "sets": []}\nmore = 5')  # fmt: skip
+    after = load_profile(project, "small"), load_profile(project, "ci")
+    for resolved in after:
+        assert resolved["01_first"].pop("more") == 5, "a parameter that is new has its cell's value"
+    assert after == before
+    assert run_profile(project, "small") == ["01_first", "02_second"]
+    assert (project.root / "figures/small/one.csv").read_text() == "3"
+    error = capfd.readouterr().err
+    assert "01_first: width is '9' in the parameters cell; params/ci.yml counts, 2\n" in error
+    assert error.count("in the parameters cell") == 6 and "more" not in error and "profile" not in error
+    with pytest.raises(UserError, match="params/ci.yml, 01_first: no notebook has a parameter '"):
+        change_cell(project, "01_first", 'profile = "lab"')
+        load_profile(project, "small")
+
+
+WHERE = """
+from layerswap.files import results_name
+print(results_name("lab"), results_name("small"), results_name("draft"))
+"""
+
+
+def test_a_notebook_that_is_run_by_hand_writes_to_draft(project):
+    """Whatever profile is typed into it; under a profile, only that profile's results are written to."""
+    write_notebook(project, "01_first", 'profile = "lab"', WHERE)
+    (project.root / "params/small.yml").write_text("")
+    refresh(project, ["01_first"])
+    assert "draft draft draft\\n" in project.notebook("01_first").read_text()
+    run_profile(project, "small", ["01_first"])
+    assert "draft small draft\\n" in project.build("small", "01_first.ipynb").read_text()
+    (project.root / "params/draft.yml").write_text("")
+    with pytest.raises(UserError, match="profile 'draft': notebooks that are run by hand write there"):
+        run_profile(project, "draft")
+
+
+def test_kernels_run_the_code_of_their_project(project):
+    """Not that of another checkout, to which an editable install points."""
+    (project.root / "layerswap/__init__.py").write_text("")
+    write_notebook(project, "01_first", 'profile = "draft"', "import layerswap\nprint(layerswap.__file__)")
+    (project.root / "params/small.yml").write_text("")
+    refresh(project, ["01_first"])
+    run_profile(project, "small", ["01_first"])
+    for path in (project.notebook("01_first"), project.build("small", "01_first.ipynb")):
+        assert str(project.root / "layerswap/__init__.py") in path.read_text()
+
+
+def test_a_notebook_of_another_checkout_stops_at_once(project):
+    (project.root / "layerswap/files.py").write_text("")
+    script = "from layerswap.run import start_notebook; start_notebook(1)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command, folder = [sys.executable, "-c", script], project.root / "notebooks"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert f"this notebook lies in {project.root}, but layerswap is imported from {ROOT}" in done.stderr
+
+
+def test_what_a_notebook_stores_names_no_machine(project):
+    """No bars of libraries, nothing of missing widgets and fonts, warnings without paths: as JupyterLab saves it."""
+    source = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+os.environ.pop("TQDM_DISABLE", None)
+from layerswap.run import start_notebook
+start_notebook(1)
+import tqdm.auto, warnings
+from matplotlib.font_manager import findfont
+findfont("no such font")
+from layerswap.checkpoints import load_model
+from layerswap.lab import BASE
+import torch
+load_model(BASE, torch.float32)
+warnings.warn("as it is")"""
+    write_notebook(project, "01_first", 'profile = "draft"', source)
+    client = nbclient.NotebookClient(nbformat.read(project.notebook("01_first"), 4), kernel_name="python3",
+                                     resources={"metadata": {"path": project.root / "notebooks"}})  # fmt: skip
+    outputs = client.execute().cells[1].outputs
+    assert [output.text for output in outputs] == ["UserWarning: as it is\n"]
+
+
+def test_strays_are_named_and_left_out(project, monkeypatch, capsys):
+    folder = project.root / "notebooks"
+    for name in ("Untitled.ipynb", "01_first-Copy1.ipynb", "02_second copy.ipynb"):
+        (folder / name).write_text((folder / "01_first.ipynb").read_text())
+    (folder / "09_empty.ipynb").touch()
+    (folder / "08_plain.ipynb").write_text('{"cells": [], "metadata": {}}')
+    monkeypatch.setattr(profiles, "Project", lambda: project)
+    assert main(["run", "--profile", "small"]) == 0
+    error = capsys.readouterr().err
+    assert runs_so_far(project) == ["first", "second"] and error.count("\n") == 5
+    assert (
+        "layerswap: notebooks/Untitled.ipynb: left out, as it is no notebook of the project (CONTRIBUTING.md)" in error
+    )
+    with pytest.raises(UserError, match="09_empty.ipynb: expected a JSON object"):
+        run_profile(project, "small", ["09_empty"])
+
+
+def test_a_notebook_that_is_added_runs_after_what_it_needs(project):
+    third = 'with open("../ran.txt", "a") as log:\n    log.write("third\\n")'
+    write_notebook(project, "03_third", 'profile = "draft"  # run', third, needs=["02_second"])
+    assert run_profile(project, "small", ["03_third"]) == ["01_first", "02_second", "03_third"]
+    write_profile(project, all={"width": 5})
+    assert run_profile(project, "small", ["03_third"]) == ["01_first", "02_second"]
+
+
+def test_models_that_were_removed_are_made_again(project):
+    """The index of experts names folders below build/models, which somebody may remove to save space."""
+    source = """
+import json, pathlib
+model = pathlib.Path("../build/models/one")
+model.mkdir(parents=True, exist_ok=True)
+for name in ("config.json", "model.safetensors"):
+    (model / name).touch()
+index = {"folders": {"base": {"base": ["build/models/one"]}}}
+(pathlib.Path("../build") / profile / "left.json").write_text(json.dumps(index))
+"""
+    write_notebook(project, "01_first", 'profile = "draft"', source, artifacts=["left.json"])
+    (project.root / "params/small.yml").write_text("")
+    assert run_profile(project, "small", ["01_first"]) == ["01_first"]
+    assert run_profile(project, "small", ["01_first"]) == []
+    for file in ("build/models/one/model.safetensors", "build/models/one/config.json"):
+        (project.root / file).unlink()
+        assert run_profile(project, "small", ["01_first"]) == ["01_first"]
+
+
+def test_a_bar_is_drawn_on_a_terminal(project):
+    """From the start of a notebook on: by papermill, over its cells."""
+    script = (
+        "import pathlib, sys; from layerswap.run import profiles; from layerswap.run.__main__ import main; "
+        f"project = profiles.Project(pathlib.Path({str(project.root)!r})); profiles.Project = lambda: project; "
+        "sys.exit(main(['run', '--profile', 'small', '01_first']))"
+    )
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 100))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=project.root, stderr=end, stdout=end, env=environment
+    )
+    os.close(end)
+    output = b""
+    while process.poll() is None:
+        try:
+            output += os.read(terminal, 1 << 16)
+        except OSError:  # Linux reports the end of a terminal so
+            break
+    assert process.wait() == 0 and b"01_first:   0%" in output and b"cell" in output

@@ -1,5 +1,6 @@
 """Conditions scored with the pair of experts that their roles name, and losses of texts."""
 
+import shutil
 from dataclasses import replace
 from itertools import islice
 
@@ -113,6 +114,15 @@ def test_answers_are_kept(index, monkeypatch):
     first = scorer(["sw"]).score(experts_alone(4), 3)
     monkeypatch.setattr(ExpertPair, "apply", lambda *arguments: pytest.fail("answered again"))
     assert scorer(["sw"]).score(experts_alone(4), 3).equals(first)
+
+
+def test_answers_do_not_depend_on_what_was_scored_before(index, tmp_path):
+    """To the last digit: notebooks score in any order, or at the same time, and batches round by their problems."""
+    before = [scorer(["sw"]).score(experts_alone(4), n) for n in (3, 17, 40)]
+    shutil.rmtree(tmp_path / "build" / "p")
+    save_index("p", index)
+    after = [scorer(["sw"]).score(experts_alone(4), n) for n in (40, 17, 3)][::-1]
+    assert all(first.equals(second) for first, second in zip(before, after, strict=True))
 
 
 def test_validation_and_test_problems_are_disjoint(index, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from layerswap.analysis.error_analysis import ERROR_CLASSES
 from layerswap.experts.index import load_index
-from layerswap.files import FIGURES, atomic_file
+from layerswap.files import FIGURES, atomic_file, results_name
 from layerswap.merging.plans import Plan
 
 COLOURS = sns.color_palette("colorblind").as_hex()
@@ -61,7 +61,8 @@ def set_style() -> None:
 def save_figure(figure: Figure, table: pd.DataFrame, name: str, profile: str) -> None:
     """Write ``figures/<profile>/<name>`` as png and svg, and the plotted numbers as csv, with the profile's stamp.
 
-    The stamp names the profile and what is to be known of its models' weights. The bytes depend on the content alone.
+    In a notebook that is run by hand they go to ``figures/draft``. The stamp names the profile and what is to be known
+    of its models' weights. The bytes depend on the content alone.
 
     Args:
         figure: what is written.
@@ -69,10 +70,10 @@ def save_figure(figure: Figure, table: pd.DataFrame, name: str, profile: str) ->
         name: of the files.
         profile: whose results they are; its index of experts says what is to be known of the weights.
     """
-    note = load_index(profile).note
-    stamp = f"layerswap, profile {profile}" + (f", weights {note}" if note else "")
+    note, results = load_index(profile).note, results_name(profile)
+    stamp = f"layerswap, profile {results}" + (f", weights {note}" if note else "")
     figure.text(1.0, -0.012, stamp, ha="right", va="top", fontsize=6, color="0.55")
-    folder = FIGURES / profile
+    folder = FIGURES / results
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         with atomic_file(folder / f"{name}.{suffix}", "wb") as file:

@@ -99,13 +99,18 @@ def direction(row: Any) -> int:
 def format_difference(row: Any, claim: Claim) -> str:
     """Difference with interval, number of answers and verdict, as three cells."""
     unit, factor, digits = UNITS[claim.measure]
-    numbers = (factor * number for number in (row.difference, row.low, row.high))
-    difference = "{:+.{d}f} ({:+.{d}f}, {:+.{d}f}) {}".format(*numbers, unit, d=digits)
+    difference = f"{format_estimate(row, factor, digits)} {unit}"
     verdict = f"clear (p {row.p_holm:.2g})" if direction(row) else "not clear"
     effect = row.minimum_detectable_effect
     if not direction(row) and effect == effect:
         verdict += f"; minimum detectable effect {factor * effect:.{digits}f}"
     return f"{difference} | {row.n} | {verdict}"
+
+
+def format_estimate(row: Any, factor: float = 1, digits: int = 3) -> str:
+    """Difference with its 95 % interval, which too few answers do not have."""
+    interval = f"{factor * row.low:+.{digits}f}, {factor * row.high:+.{digits}f}" if row.low == row.low else "too few"
+    return f"{factor * row.difference:+.{digits}f} ({interval})"
 
 
 def format_fact(row: Any, claim: Claim) -> str:
@@ -115,10 +120,8 @@ def format_fact(row: Any, claim: Claim) -> str:
 
 def format_learning(folder: Path) -> str:
     """What each expert's loss fell by."""
-    table = read_results(folder, "held_out_loss")
-    return "; ".join(
-        f"{row.language} {row.difference:+.3f} ({row.low:+.3f}, {row.high:+.3f})" for row in table.itertuples()
-    )
+    rows = read_results(folder, "held_out_loss").itertuples()
+    return "; ".join(f"{row.language} {format_estimate(row)}" for row in rows) or "not measured, for want of text"
 
 
 def format_selection(folder: Path) -> str:
@@ -153,7 +156,7 @@ def format_weight_change(folder: Path) -> str:
     """The change in thirds against their share of the weights, and whether it agrees with the papers' account."""
     table = read_results(folder, "change_by_third")
     table["relative"] = table.share / table.of_weights
-    means = table.groupby(["expert", "third"], sort=False).relative.mean().unstack(sort=False)
+    means = table.groupby(["expert", "third"], sort=False).relative.mean().unstack(sort=False).fillna(0)  # no change
     text = "; ".join(
         f"{name} {', '.join(f'{third} {ratio:.2f}' for third, ratio in thirds.items())}"
         for name, thirds in means.iterrows()

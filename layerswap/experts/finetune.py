@@ -37,6 +37,7 @@ from layerswap.errors import UserError, one_line
 from layerswap.experts import batching
 from layerswap.experts.batching import IGNORE_INDEX, EncodedRow, encode_rows, pack_rows, training_batches
 from layerswap.files import atomic_file, atomic_folder, check_space, file_digest, json_digest, locked, read_json, sync
+from layerswap.processor import has_fast_bfloat16
 from layerswap.progress import progress_options
 
 CHECKPOINT_SECONDS = 300  # of training between two checkpoints
@@ -158,7 +159,8 @@ def finetune(
         seed: of the rows' order and of LoRA's first matrices.
         threads: CPU threads.
         device: "cpu" or "cuda".
-        dtype: of the arithmetic; "bfloat16" (autocast) takes half the time on most machines.
+        dtype: of the arithmetic: "float32"; "bfloat16" (autocast), which takes half the time where the processor has
+            it and longer where it does not; or "auto", bfloat16 where it is fast.
         lora_rank: above 0, LoRA of that rank on all matrices of the layers; then ``out`` is an adapter, which
             ``resolve_model`` merges into the base.
         lora_alpha: LoRA's changes count ``lora_alpha / lora_rank`` times.
@@ -174,6 +176,8 @@ def finetune(
         UserError: bad rows or settings, a full disk, or a loss that is no number. Then no new expert is left, and one
             that was there stays.
     """
+    if dtype == "auto" and (device == "cpu" or torch.cuda.is_available()):
+        dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
     settings = {
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length,
         "seed": seed, "threads": threads, "device": device, "dtype": dtype, "lora_rank": lora_rank,
@@ -242,7 +246,7 @@ def check_settings(base: str | Path, settings: Settings, launch: str | Path) -> 
         ("threads", settings["threads"] >= 1, "1 or more"),
         ("learning_rate", 0 < settings["learning_rate"] < 1, "between 0 and 1"),
         ("max_length", 2 <= settings["max_length"] <= context, f"2 to the model's {context} tokens"),
-        ("dtype", settings["dtype"] in ("float32", "bfloat16"), "float32 or bfloat16"),
+        ("dtype", settings["dtype"] in ("float32", "bfloat16"), "float32, bfloat16 or auto"),
         ("lora_rank", settings["lora_rank"] >= 0, "0 or more"),
         ("lora_alpha", 0 < settings["lora_alpha"] < math.inf, "above 0"),
         ("micro_batch", settings["micro_batch"] >= 0, "0 or more"),

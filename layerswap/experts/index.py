@@ -14,7 +14,7 @@ from layerswap.checkpoints.layers import layer_count
 from layerswap.checkpoints.loading import resolve_model
 from layerswap.checkpoints.safetensors import weights_digest
 from layerswap.errors import UserError
-from layerswap.files import BUILD, ROOT, atomic_file, read_json
+from layerswap.files import BUILD, ROOT, atomic_file, read_json, results_name
 
 BASELINES = ("joint", "frozen")  # models that 01_experts trains beside the experts
 GROUPS = ("experts", "joint", "frozen")  # fields of an index that hold models: name -> folders, one a seed
@@ -72,7 +72,7 @@ def save_index(profile: str, index: ExpertIndex) -> None:
         "folders": describe_models(lambda folder: os.path.relpath(folder, ROOT)),
         "digests": describe_models(weights_digest),
     }
-    with atomic_file(BUILD / profile / "experts.json") as file:
+    with atomic_file(BUILD / results_name(profile) / "experts.json") as file:
         json.dump(content, file, indent=1)
 
 
@@ -82,9 +82,10 @@ def load_index(profile: str) -> ExpertIndex:
     Raises:
         UserError: there is no index.
     """
-    path = BUILD / profile / "experts.json"
+    name = results_name(profile)
+    path = BUILD / name / "experts.json"
     if not path.is_file():
-        raise UserError(f"build/{profile}/experts.json is missing: run notebook 01_experts with this profile first")
+        raise UserError(f"build/{name}/experts.json is missing: run notebook 01_experts with this profile first")
     content = read_json(path)
     groups = {
         group: {name: [ROOT / folder for folder in folders] for name, folders in models.items()}

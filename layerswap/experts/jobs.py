@@ -6,16 +6,17 @@ language_steps, language_learning_rate, batch_size, max_length, micro_batch, pac
 (a file below the project) and dtype.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from layerswap.checkpoints.loading import resolve_model, unify_dtypes
+from layerswap.errors import UserError
 from layerswap.experts.index import ExpertIndex
 from layerswap.experts.training_data import Row, training_rows
-from layerswap.files import BUILD, ROOT
+from layerswap.files import BUILD, ROOT, results_name
 from layerswap.tasks.base import Task
 
 PASSED_ON = ("batch_size", "max_length", "micro_batch", "packing", "lora_rank", "lora_alpha", "dtype")  # to finetune
@@ -104,13 +105,21 @@ def plan_jobs(
 
 
 def held_out_rows(
-    task: Task, experts: Sequence[str], n: int, seed: int, fine_tuning: Mapping[str, Any]
-) -> dict[str, list[Row]]:
-    """Expert ("math" or a language) -> at most ``n`` rows of its subject that no training row is of."""
-    return {
-        name: training_rows(fine_tuning[f"{subject_of(name)}_data"], task, name, n, seed, held_out=True)
-        for name in experts
-    }
+    task: Task, experts: Sequence[str], n: int, seed: int, fine_tuning: Mapping[str, Any],
+    optional: Collection[str] = (),
+) -> dict[str, list[Row]]:  # fmt: skip
+    """Expert ("math" or a language) -> at most ``n`` rows of its subject that no training row is of.
+
+    optional: experts that are not trained here; one for whose subject no text is at hand is left out.
+    """
+    rows = {}
+    for name in experts:
+        try:
+            rows[name] = training_rows(fine_tuning[f"{subject_of(name)}_data"], task, name, n, seed, held_out=True)
+        except UserError:
+            if name not in optional:
+                raise
+    return rows
 
 
 def train_experts(
@@ -144,7 +153,7 @@ def train_experts(
     groups: dict[str, dict[str, list[Any]]] = {"experts": experts, "frozen": {}, "joint": {}}
     for job in jobs:
         out = finetune(
-            base, job.rows, BUILD / profile / "experts" / job.label, steps=job.steps, seed=job.seed,
+            base, job.rows, BUILD / results_name(profile) / "experts" / job.label, steps=job.steps, seed=job.seed,
             learning_rate=job.learning_rate, frozen=job.frozen, **settings,
         )  # fmt: skip
         folders = groups[job.group].setdefault(job.name, [None] * len(seeds))

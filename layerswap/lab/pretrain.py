@@ -18,6 +18,7 @@ from layerswap.checkpoints.safetensors import weights_digest
 from layerswap.errors import UserError
 from layerswap.files import atomic_file, atomic_folder
 from layerswap.lab.world import BASE, LANGUAGES, arithmetic_rows, build_tokenizer, math_rows, text_rows
+from layerswap.processor import has_fast_bfloat16
 
 SETTINGS: dict[str, Any] = {
     "threads": 2,
@@ -74,7 +75,10 @@ def new_model(settings: dict[str, Any]) -> LlamaForCausalLM:
 def train_phase(
     model: LlamaForCausalLM, settings: dict[str, Any], phase: dict[str, Any], report: Callable[[str], None] = print
 ) -> None:
-    """Train the model through a phase: batches [batch, length] packed from ``token_stream``, bf16 autocast."""
+    """Train the model through a phase: batches [batch, length] packed from ``token_stream``.
+
+    In bfloat16 (autocast) where the processor is fast at it, else in float32.
+    """
     inner = [(name, p) for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     outer = [(name, p) for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
@@ -88,7 +92,7 @@ def train_phase(
         scale = min(1, (step + 1) / phase["warmup"]) * max(0.02, 1 - step / phase["steps"])
         for optimizer, peak in zip(optimizers, (phase["muon"], phase["adamw"]), strict=True):
             optimizer.param_groups[0]["lr"] = peak * scale
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_fast_bfloat16()):
             logits = model(input_ids=tokens, use_cache=False).logits  # [batch, length, vocabulary]
         loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()

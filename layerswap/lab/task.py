@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from layerswap.lab import world
 from layerswap.tasks.base import Problem, Task, check_limit, is_held_out
+from layerswap.tasks.extraction import HEADERS, Extraction, extract
 
 N_PROBLEMS = 250  # problems where no limit is given, as many as MGSM has
 
@@ -39,6 +40,10 @@ class LabTask(Task):
     def reference_text(self, problem: Problem, style: str = "lab") -> str:
         """The worked answer."""
         return f" {problem.answer}"
+
+    def extract(self, text: str, language: str) -> Extraction:
+        """The number that an answer gives; a language that MGSM does not have writes numbers as English does."""
+        return extract(text, language if language in HEADERS else "en")
 
     def reply_language(self, language: str, style: str = "lab") -> str:
         """English."""

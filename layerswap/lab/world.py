@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).with_name("data")
 BASE = DATA / "base"  # the base model's folder
-LANGUAGES = ("en", "sw", "te", "bn", "ja")
+BASE_LANGUAGES = ("en", "sw", "te", "bn", "ja")  # of the shipped base, in the order of its vocabulary
+LANGUAGES = (*BASE_LANGUAGES, *sorted({path.stem for path in DATA.glob("*.yml")} - {*BASE_LANGUAGES}))
 CATEGORY = {"name": "names", "other": "names", "obj": "objects", "box": "boxes", "place": "places", "verb": "verb"}
 PROBLEM_KINDS = ("gain", "lose", "gain_lose", "boxes", "boxes_gain", "more", "fewer", "both")
 ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul}

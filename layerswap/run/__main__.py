@@ -1,7 +1,7 @@
 """``python -m layerswap.run``: what ``make`` calls.
 
 ``run --profile lab [01_experts ...]`` runs the notebooks that changed, ``cost`` says what a profile would cost,
-``report`` writes FINDINGS.md, and ``refresh`` executes the sources in place with their own defaults.
+``report`` writes its findings, and ``refresh`` executes the sources in place with their own defaults.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="run what changed, under a profile")
     coster = commands.add_parser("cost", help="what a profile would cost; nothing is run or fetched")
-    commands.add_parser("report", help="write FINDINGS.md from the figures of all profiles")
+    reporter = commands.add_parser("report", help="write FINDINGS.md, or FINDINGS-<profile>.md of one's own profile")
     refresher = commands.add_parser("refresh", help="execute the sources in place with their defaults")
-    for command in (runner, coster):
+    for command in (runner, coster, reporter):
         command.add_argument("--profile", default="lab", help="name of a file in params/ (default: lab)")
     for command in (runner, refresher):
         command.add_argument("names", nargs="*", help="notebooks, such as 01_experts (default: all)")
@@ -40,9 +40,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def dispatch(options: argparse.Namespace) -> int:
     """Do what the options say. Imports are lazy, so that an interruption of them is none of a library's."""
     from layerswap.run import notebooks
-    from layerswap.run.profiles import Project, load_profile
+    from layerswap.run.profiles import Project, changed_parameters, load_profile
 
     project = Project()
+    if not getattr(options, "names", ()):  # `make all` names each notebook, and reports once
+        for path in project.strays():
+            print_error(
+                f"{path.relative_to(project.root)}: left out, as it is no notebook of the project (CONTRIBUTING.md)"
+            )
     try:
         if options.command == "run":
             notebooks.run_profile(project, options.profile, options.names)
@@ -51,11 +56,14 @@ def dispatch(options: argparse.Namespace) -> int:
         elif options.command == "report":
             from layerswap.run.findings import write_findings
 
-            write_findings(project)
+            write_findings(project, options.profile)
         else:
             from layerswap.run.cost import cost_report
 
-            print("\n".join(cost_report(options.profile, load_profile(project, options.profile))))
+            settings = load_profile(project, options.profile)
+            for line in changed_parameters(project, list(settings)):
+                print_error(line)
+            print("\n".join(cost_report(options.profile, settings)))
     except notebooks.NotebookFailed as error:
         print_error(str(error))
         return 1

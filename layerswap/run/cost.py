@@ -1,10 +1,11 @@
 """A profile's cost before it is run: what is loaded, trained, merged and evaluated, with memory, disk and time.
 
 Nothing is fetched and no model is loaded. Sizes come from files that are here; of a model on the hub that is not, from
-the billions in its name. Times assume SPEED: they say hours or days, no more.
+the billions in its name, if it says them. Times assume SPEED: they say hours or days, no more.
 """
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from layerswap.checkpoints.loading import HUB
 from layerswap.checkpoints.safetensors import count_weights, read_header
 from layerswap.errors import UserError
 from layerswap.experts.index import check_experts, pair_counts
+from layerswap.experts.training_data import parse_mixture, training_rows
 from layerswap.files import BUILD, ROOT
 from layerswap.lab.world import BASE
 from layerswap.run.experiments import Condition, Experiment, profile_experiments
@@ -42,6 +44,7 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     check_experts(p["math_experts"], p["language_experts"], p["languages"], p["seeds"], p["baselines"])
     check_devices(settings)
     check_splits(p["source"], settings["05_mgsm"])
+    is_data_there = check_data(settings)
     n_weights, n_layers, how = model_size(p["base"])
     flops, bandwidth = SPEED[p["device"]]
     processes = count_processes(tuning["launch"])
@@ -49,8 +52,12 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     named = [*p["math_experts"], *p["language_experts"]]
     fetched = [name for name in (p["base"], *named) if HUB.fullmatch(name) and not cached_model(name)]
     disk = 2.0 * n_weights * len(fetched)
-    lines = [f"profile {profile}: {n_weights / 1e6:,.1f} million weights ({how}); nothing is fetched or run by this"]
-    lines.append(f"load       base {p['base']}" + "".join(f"\n           expert {name}" for name in named))
+    millions = "?" if math.isnan(n_weights) else f"{n_weights / 1e6:,.1f}"
+    lines = [f"profile {profile}: {millions} million weights ({how}); nothing is fetched or run by this"]
+    if not is_data_there:
+        lines.append("data       not looked for: LAYERSWAP_DATA is not set; it must name the folder that holds mgsm/")
+    lines.append(f"load       base {p['base']}")
+    lines += [f"           expert {name}{'' if is_at_hand(name) else ' (no such folder here)'}" for name in named]
     lines.append(f"           {len(fetched)} model(s) to fetch from the hub, about {gigabytes(disk)} in bfloat16")
 
     training_seconds = 0.0
@@ -106,6 +113,47 @@ def trained_models(parameters: Parameters) -> list[tuple[str, tuple[str, ...], i
     return trained
 
 
+def check_data(settings: dict[str, Parameters]) -> bool:
+    """Check languages, problems, exemplars and training text as far as they are here; what is on the hub is not asked.
+
+    Returns:
+        Whether they could be looked for: False if they lie in LAYERSWAP_DATA, and it is not set.
+
+    Raises:
+        UserError: a language that the task or a profile's experts do not have, or data that is missing or malformed.
+    """
+    p = settings["01_experts"]
+    task, languages = find_task(p["source"]), p["languages"]
+    for name, parameters in settings.items():
+        for language in parameters.get("languages", ()):
+            task.check(language, parameters["style"])
+            if language not in languages:
+                raise UserError(f"{name}: language {language!r} has no expert, 01_experts has {', '.join(languages)}")
+    if task.reads_data_folder and "LAYERSWAP_DATA" not in os.environ:
+        return False
+    if "/" not in p["source"]:
+        for language in ["en", *languages]:
+            task.problems(language, limit=1)
+            task.exemplars(language, p["exemplars"], p["style"])
+    for name in trained_experts(p):
+        subject = "math" if name == "math" else "language"
+        for data_set in p["fine_tuning"][f"{subject}_data"] or ["own"]:
+            if "@" not in parse_mixture(data_set)[0]:
+                training_rows([data_set], task, name, 1, 0)
+    return True
+
+
+def trained_experts(parameters: Parameters) -> list[str]:
+    """ "math" and languages whose training text 01_experts needs: of experts that are not given, and of baselines."""
+    names = [] if parameters["math_experts"] and not parameters["baselines"] else ["math"]
+    return names + ([] if parameters["language_experts"] and not parameters["baselines"] else parameters["languages"])
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether a model is a folder or file here, or is named as one on the hub."""
+    return (ROOT / name).exists() or HUB.fullmatch(name) is not None
+
+
 def check_devices(settings: dict[str, Parameters]) -> None:
     """UserError unless device and dtype are known."""
     for name, parameters in settings.items():
@@ -125,12 +173,14 @@ def check_splits(source: str, parameters: Parameters) -> None:
 def model_size(name: str) -> tuple[float, int, str]:
     """(weights, layers, how that is known) of a base; of one that is not here 32 layers are taken for granted.
 
-    UserError if its size cannot be known.
+    The weights are NaN where neither files here nor its name tell them. UserError for what is no model's name.
     """
     folder = {"lab": BASE, "smollm2": BUILD / "smollm2" / "base"}.get(name) or cached_model(name) or ROOT / name
     if folder.is_dir():
         return count_weights(read_header(folder)), layer_count(folder), "by its files"
     size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", SMOLLM2 if name == "smollm2" else name, re.IGNORECASE)
+    if not size and HUB.fullmatch(name):
+        return math.nan, 32, f"{name} is not here yet, and its name does not say"
     if not size:
         raise UserError(f"base {name}: is no folder here, and its name does not say how many weights it has")
     return int(size[1] or 1) * float(size[2]) * {"B": 1e9, "M": 1e6}[size[3].upper()], 32, "by its name"
@@ -163,12 +213,13 @@ def count_processes(launch: str) -> int:
 
 
 def count_answers(settings: dict[str, Parameters], n_layers: int) -> dict[str, int]:
-    """Notebook -> how many answers it asks for at most; what a notebook asks twice is answered once."""
+    """Notebook -> how many answers it asks for at most; what a notebook asks twice of as many problems is done once."""
     totals: dict[str, int] = {}
     most: dict[tuple[str, Any], int] = {}  # (notebook, what is answered) -> answers
     for experiment in profile_experiments(settings, n_layers):
+        n_problems = settings[experiment.notebook][experiment.sample]
         for condition in experiment.conditions:
-            key = experiment.notebook, (experiment.split, condition.roles, signature(condition))
+            key = experiment.notebook, (experiment.split, n_problems, condition.roles, signature(condition))
             most[key] = max(most.get(key, 0), answers_of(experiment, condition, settings))
         searched = experiment.n_searched * answers_of(experiment, experiment.conditions[0], settings)
         totals[experiment.notebook] = totals.get(experiment.notebook, 0) + searched
@@ -195,12 +246,14 @@ def answers_of(experiment: Experiment, condition: Condition, settings: dict[str,
 
 
 def gigabytes(n_bytes: float) -> str:
-    """Bytes as GB."""
-    return f"{n_bytes / 1e9:,.1f} GB"
+    """Bytes as GB; "? GB" if they are not known."""
+    return "? GB" if math.isnan(n_bytes) else f"{n_bytes / 1e9:,.1f} GB"
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as minutes, hours or days, to two digits."""
+    """Seconds as minutes, hours or days, to two digits; "? hours" if they are not known."""
+    if math.isnan(seconds):
+        return "? hours"
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}" if seconds >= 10 * length else f"{seconds / length:.1f} {unit}"

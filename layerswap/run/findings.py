@@ -1,4 +1,4 @@
-"""FINDINGS.md of a project: the claims of every profile that has figures."""
+"""FINDINGS.md of a project: the claims of its published profiles."""
 
 from pathlib import Path
 
@@ -6,24 +6,33 @@ from layerswap.analysis.report import report_text
 from layerswap.errors import UserError
 from layerswap.files import atomic_file
 from layerswap.run.experiments import profile_experiments
-from layerswap.run.profiles import Project, load_profile
+from layerswap.run.profiles import DEFAULTS, Project, load_profile
 
 SECTIONS = {
     "03_transition": "The transition zone",
     "04_top_bottom": "Only top or only bottom layers replaced",
     "05_mgsm": "Methods on MGSM",
 }  # of FINDINGS.md
-LEFT_OUT = ("ci",)  # profiles that only show that the notebooks run
+PUBLISHED = ("lab", "lab-3x3", "smollm2")  # profiles whose figures are committed
 
 
-def write_findings(project: Project) -> None:
-    """Write FINDINGS.md from the result files of all profiles that have figures."""
+def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
+    """Write FINDINGS.md from the result files of the published profiles.
+
+    profile: one that is none of them gets a file of its own, FINDINGS-<profile>.md; ``DEFAULTS``, which only shows that
+    the notebooks run, gets none.
+    """
     figures = project.root / "figures"
+    file_name, names = "FINDINGS.md", [name for name in PUBLISHED if (figures / name).is_dir()]
+    if profile not in PUBLISHED:
+        file_name, names = f"FINDINGS-{profile}.md", [profile]
+    if profile == DEFAULTS:
+        return
     profiles = {}
-    for folder in sorted(path for path in figures.iterdir() if path.is_dir() and path.name not in LEFT_OUT):
-        settings = load_profile(project, folder.name)
-        experiments = profile_experiments(settings, count_plotted_layers(folder))
-        profiles[folder.name] = {
+    for name in names:
+        settings = load_profile(project, name)
+        experiments = profile_experiments(settings, count_plotted_layers(figures / name))
+        profiles[name] = {
             title: [
                 comparison
                 for experiment in experiments
@@ -32,7 +41,7 @@ def write_findings(project: Project) -> None:
             ]
             for notebook, title in SECTIONS.items()
         }
-    with atomic_file(project.root / "FINDINGS.md") as file:
+    with atomic_file(project.root / file_name) as file:
         file.write(report_text(profiles, figures))
 
 

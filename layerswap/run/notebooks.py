@@ -7,26 +7,30 @@ outputs) is written last, so nothing half-made is ever trusted.
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from layerswap.errors import UserError, one_line
-from layerswap.files import atomic_file, data_folder, file_digest, json_digest
+from layerswap.files import DRAFT, ROOT, atomic_file, data_folder, file_digest, json_digest
 from layerswap.run.profiles import (
     Parameters,
     Project,
+    changed_parameters,
     code_cells,
     find_task,
     load_profile,
     metadata,
     parameter_defaults,
 )
+from layerswap.terminal import print_error
 
 
 class NotebookFailed(UserError):
@@ -106,15 +110,32 @@ def fingerprint(project: Project, name: str, profile: str, parameters: Parameter
 
 
 def is_current(project: Project, name: str, profile: str, parameters: Parameters) -> bool:
-    """Whether the record has this fingerprint and every output is as the record says."""
+    """Whether the record has this fingerprint, every output is as the record says, and models in them are there."""
     path = project.build(profile, f"{name}.json")
     if not path.is_file():
         return False
     record = json.loads(path.read_text(encoding="utf-8"))
-    return record.get("fingerprint") == fingerprint(project, name, profile, parameters) and all(
-        (project.root / file).is_file() and file_digest(project.root / file) == sha
-        for file, sha in record["outputs"].items()
+    return (
+        record.get("fingerprint") == fingerprint(project, name, profile, parameters)
+        and all(
+            (project.root / file).is_file() and file_digest(project.root / file) == sha
+            for file, sha in record["outputs"].items()
+        )
+        and all(map(holds_model, indexed_models(project, name, profile)))
     )
+
+
+def indexed_models(project: Project, name: str, profile: str) -> list[Path]:
+    """The folders of models that a notebook's artifacts name, as the index of experts does."""
+    artifacts = [project.build(profile, file) for file in metadata(project, name)["artifacts"]]
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in artifacts if path.suffix == ".json"]
+    return [project.root / folder for content in contents if isinstance(content, dict)
+            for folder in strings_in(content.get("folders", {}))]  # fmt: skip
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a model is in a folder: build/models may have been removed since."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def clean(notebook: Any) -> Any:
@@ -130,29 +151,72 @@ def clean(notebook: Any) -> Any:
     return notebook
 
 
-def quiet_kernels() -> None:
-    """Have kernels start from this interpreter, with progress bars off where no terminal would show them."""
+def prepare_kernels(project: Project, profile: str) -> None:
+    """Set what the kernels of a run inherit.
+
+    They start from this interpreter and import this project's code, wherever an editable install points; they may
+    write results of the profile; progress bars are off where no terminal would show them.
+    """
     os.environ.update({"JUPYTER_PREFER_ENV_PATH": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"})
     os.environ["JUPYTER_PATH"] = os.path.join(sys.prefix, "share", "jupyter")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = [str(project.root), *(path for path in inherited if path not in ("", str(project.root)))]
+    os.environ.update({"PYTHONPATH": os.pathsep.join(folders), "LAYERSWAP_PROFILE": profile})
+
+
+def start_notebook(threads: int) -> None:
+    """What every notebook begins with: its CPU threads, the style of its figures, and no noise in what is stored.
+
+    Warnings are stored without the paths of a machine, and those of missing widgets and fonts, and the bars of
+    libraries, not at all.
+
+    Raises:
+        UserError: the notebook lies in another copy of the project than the code that it would run.
+    """
+    here = Path.cwd().parent
+    if (here / "layerswap" / "files.py").is_file() and here.resolve() != ROOT:
+        raise UserError(f"this notebook lies in {here}, but layerswap is imported from {ROOT}: open it with `make lab`")
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    warnings.filterwarnings("ignore", "IProgress not found")
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from layerswap.analysis.plots import set_style
+
+    disable_progress_bar()
+    torch.set_num_threads(threads)
+    set_style()
+
+
+def with_needs(project: Project, names: Sequence[str]) -> list[str]:
+    """The notebooks and all that they need, each after what it needs."""
+    ordered: dict[str, None] = {}
+    for name in names:
+        ordered |= dict.fromkeys([*with_needs(project, metadata(project, name)["needs"]), name])
+    return list(ordered)
 
 
 def run_profile(project: Project, profile: str, names: Sequence[str] = ()) -> list[str]:
-    """Run the notebooks (all, or those named) whose fingerprint changed; returns the names that ran.
+    """Run the notebooks (all, or those named and what they need) whose fingerprint changed; returns those that ran.
 
     UserError for bad parameters before anything runs, and for a notebook that fails or does not write what it declares;
     then the notebook stays as build/<profile>/<name>.failed.ipynb.
     """
     parameters, ran = load_profile(project, profile), []
     names = names or project.notebook_names()
-    for name in names:
-        metadata(project, name)
-    for name in names:
+    needed = with_needs(project, names)
+    for line in changed_parameters(project, names):
+        print_error(line)
+    for name in needed:
         project.build(profile, ".").mkdir(parents=True, exist_ok=True)
         with open(project.build(profile, f".{name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if is_current(project, name, profile, parameters[name]):
-                print(f"{name:14} unchanged", flush=True)
+                if name in names:
+                    print(f"{name:14} unchanged", flush=True)
             else:
                 seconds = execute(project, name, profile, parameters[name])
                 print(f"{name:14} {seconds:5.0f} s", flush=True)
@@ -166,7 +230,7 @@ def execute(project: Project, name: str, profile: str, parameters: Parameters) -
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    quiet_kernels()
+    prepare_kernels(project, profile)
     if sys.stderr.isatty():
         os.environ["LAYERSWAP_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     target, record, failed, running = (
@@ -180,7 +244,8 @@ def execute(project: Project, name: str, profile: str, parameters: Parameters) -
     try:
         papermill.execute_notebook(
             project.notebook(name), running, changed, kernel_name="python3", cwd=project.notebook(name).parent,
-            progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=CRITICAL"],
+            progress_bar=sys.stderr.isatty() and {"desc": name, "disable": False, "leave": False},
+            extra_arguments=["--log-level=CRITICAL"],
         )  # fmt: skip
         for path in project.outputs(name, profile):
             if not path.is_file() or path.stat().st_mtime_ns < started:
@@ -218,7 +283,7 @@ def refresh(project: Project, names: Sequence[str] = ()) -> None:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    quiet_kernels()
+    prepare_kernels(project, DRAFT)
     for name in names or project.notebook_names():
         metadata(project, name)
         started, path = time.monotonic(), project.notebook(name)

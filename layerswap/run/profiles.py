@@ -1,11 +1,15 @@
 """Parameters of the notebooks: their defaults, what a profile (params/<profile>.yml) sets, and what names stand for.
 
-A parameters cell holds literals. A profile may set each to a value of the same type; a dict is set key by key.
+A parameters cell holds literals. params/ci.yml sets each of them again, and these are the defaults of all profiles: a
+cell that somebody changed to try something changes no result. A profile may set each to a value of the same type; a
+dict is set key by key.
 """
 
 import ast
 import json
 import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ import yaml
 from layerswap.checkpoints.gguf import smollm2
 from layerswap.checkpoints.loading import resolve_model
 from layerswap.errors import UserError, did_you_mean, one_line
-from layerswap.files import BUILD, ROOT
+from layerswap.files import BUILD, DRAFT, ROOT, read_json
 from layerswap.lab.task import LabTask
 from layerswap.lab.world import BASE
 from layerswap.merging.plans import SCALED
@@ -24,6 +28,8 @@ from layerswap.tasks.mgsm import MGSM
 from layerswap.tasks.msvamp import MSVAMP
 
 Parameters = dict[str, Any]
+DEFAULTS = "ci"  # the profile that sets every parameter
+NOTEBOOK_NAME = re.compile(r"\d\d_\w+")
 FIGURE_FORMATS = ("png", "svg", "csv")  # files of one figure
 # Parameters that had another name, and what to write instead.
 RENAMED = {
@@ -43,7 +49,12 @@ class Project:
         return self.root / "notebooks" / f"{name}.ipynb"
 
     def notebook_names(self) -> list[str]:
-        return sorted(path.stem for path in (self.root / "notebooks").glob("*.ipynb"))
+        """The notebooks that are run: called NN_name, with a layerswap entry in their metadata."""
+        return sorted(path.stem for path in (self.root / "notebooks").glob("*.ipynb") if is_section(path))
+
+    def strays(self) -> list[Path]:
+        """All other notebooks that lie there, such as Untitled.ipynb: nobody's results depend on them."""
+        return sorted(path for path in (self.root / "notebooks").glob("*.ipynb") if not is_section(path))
 
     def build(self, profile: str, file: str) -> Path:
         return self.root / "build" / profile / file
@@ -56,11 +67,21 @@ class Project:
         return files + [self.build(profile, file) for file in declared["artifacts"]]
 
 
+def is_section(path: Path) -> bool:
+    """Whether a notebook is one of the project's, by its name and its metadata."""
+    if not NOTEBOOK_NAME.fullmatch(path.stem):
+        return False
+    try:
+        return "layerswap" in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def read_notebook(project: Project, name: str) -> dict[str, Any]:
     """The notebook as JSON. UserError if there is none."""
     if not project.notebook(name).is_file():
         raise UserError(f"notebook {name!r} is unknown, expected one of {', '.join(project.notebook_names())}")
-    return json.loads(project.notebook(name).read_text(encoding="utf-8"))
+    return read_json(project.notebook(name))
 
 
 def metadata(project: Project, name: str) -> dict[str, list[str]]:
@@ -116,33 +137,69 @@ def is_nonnegative(value: Any) -> bool:
 
 
 def load_profile(project: Project, profile: str) -> dict[str, Parameters]:
-    """Notebook -> all its parameters under a profile (params/<profile>.yml over the notebooks' defaults).
+    """Notebook -> all its parameters under a profile: params/<profile>.yml over the defaults in params/ci.yml.
 
-    The section ``all`` reaches every notebook that has the parameter, a section named like a notebook that one.
+    The section ``all`` reaches every notebook that has the parameter, a section named like a notebook that one. What
+    params/ci.yml does not set, as of a notebook that is new, has its cell's value.
     UserError names a section or parameter that does not exist and a value of the wrong type.
     """
     sections = read_sections(project, profile)
-    defaults = {name: parameter_defaults(project, name) for name in project.notebook_names()}
-    for name, values in defaults.items():
-        if "profile" not in values:
+    if profile == DRAFT:
+        raise UserError(f"profile {DRAFT!r}: notebooks that are run by hand write there, expected another name")
+    values = default_parameters(project)
+    for name, defaults in values.items():
+        if "profile" not in defaults:
             raise UserError(f"{name}: the parameters cell has no `profile`, which says where results go")
-    result = {name: values | {"profile": profile} for name, values in defaults.items()}
+    values = set_parameters(f"params/{profile}.yml", sections, values)
+    return {name: parameters | {"profile": profile} for name, parameters in values.items()}
+
+
+def default_parameters(project: Project) -> dict[str, Parameters]:
+    """Notebook -> its parameters as params/ci.yml sets them, or else as its cell does."""
+    cells = {name: parameter_defaults(project, name) for name in project.notebook_names()}
+    if not (project.root / "params" / f"{DEFAULTS}.yml").is_file():
+        return cells
+    sections = read_sections(project, DEFAULTS)
+    return set_parameters(f"params/{DEFAULTS}.yml", sections, cells, of_any_type=True)
+
+
+def changed_parameters(project: Project, names: Sequence[str]) -> list[str]:
+    """A line for each parameter whose value in the notebook's cell is not that of params/ci.yml, which counts."""
+    lines, defaults = [], default_parameters(project)
+    for name in names:
+        cell = parameter_defaults(project, name)
+        changed = [key for key in cell if key != "profile" and cell[key] != defaults[name][key]]
+        lines += [
+            f"{name}: {key} is {cell[key]!r} in the parameters cell; params/{DEFAULTS}.yml counts,"
+            f" {defaults[name][key]!r}" for key in changed
+        ]  # fmt: skip
+    return lines
+
+
+def set_parameters(
+    file: str, sections: Mapping[str, Any], defaults: Mapping[str, Parameters], *, of_any_type: bool = False
+) -> dict[str, Parameters]:
+    """The parameters of all notebooks with what the sections of a file set.
+
+    of_any_type: a value need not have the type of its default.
+    """
+    result = {name: dict(parameters) for name, parameters in defaults.items()}
     for section in sorted(sections, key=lambda section: section != "all"):  # a notebook's own section wins
         values = sections[section]
         if section != "all" and section not in defaults:
-            raise UserError(f"params/{profile}.yml: section {section!r} names no notebook"
-                            f"{did_you_mean(section, defaults)}")  # fmt: skip
+            raise UserError(f"{file}: section {section!r} names no notebook{did_you_mean(section, defaults)}")
         if not isinstance(values, dict):
-            raise UserError(f"params/{profile}.yml: section {section!r} is {values!r}, expected parameters")
+            raise UserError(f"{file}: section {section!r} is {values!r}, expected parameters")
         for parameter, value in values.items():
-            where, concerned = f"params/{profile}.yml, {section}", [n for n in defaults if section in ("all", n)]
+            where, concerned = f"{file}, {section}", [n for n in defaults if section in ("all", n)]
             reached = [name for name in concerned if parameter in defaults[name] and parameter != "profile"]
             if not reached:
                 hint = unknown_parameter_hint(parameter, [defaults[name] for name in concerned])
                 raise UserError(f"{where}: no notebook has a parameter {parameter!r}{hint}")
             for name in reached:
-                result[name][parameter] = override(
-                    where, name, parameter, value, defaults[name][parameter], result[name][parameter]
+                default, current = defaults[name][parameter], result[name][parameter]
+                result[name][parameter] = (
+                    value if of_any_type else override(where, name, parameter, value, default, current)
                 )
     return result
 

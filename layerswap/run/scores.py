@@ -25,7 +25,7 @@ from layerswap.experts.index import (
     load_index,
     seed_pairs,
 )
-from layerswap.files import BUILD, json_digest
+from layerswap.files import BUILD, json_digest, results_name
 from layerswap.merging.in_memory import ExpertPair
 from layerswap.run.experiments import Condition
 from layerswap.run.profiles import find_task
@@ -88,8 +88,10 @@ class ProfileScores:
     def score(self, conditions: Sequence[Condition], n_problems: int) -> pd.DataFrame:
         """Every condition on ``n_problems`` of each language with each pair of experts, one row an answer.
 
-        Answers are kept in ``build/<profile>/answers.jsonl`` under a key of weights, prompt and decoding, so a
-        condition that was scored before costs nothing.
+        Answers are kept in ``build/<profile>/answers-<n_problems>.jsonl`` under a key of weights, prompt and decoding,
+        so a condition that was scored before costs nothing. Batches are made of all problems that are asked for and
+        round differently if those are others: by keeping answers apart by their number, a result does not depend on
+        what was scored before, or beside it.
 
         Returns:
             The columns of ``evaluation.evaluate``; ``loss``, the answer loss in nats a token; ``math_seed`` and
@@ -98,7 +100,8 @@ class ProfileScores:
         Raises:
             UserError: as in ``load_index``, ``expert_for_role`` and ``evaluate``, and for missing answers.
         """
-        index, answers = self.index, AnswerCache(BUILD / self.profile / "answers.jsonl")
+        path = BUILD / results_name(self.profile) / f"answers-{n_problems}.jsonl"
+        index, answers = self.index, AnswerCache(path)
         tokenizer, tokenizer_key = cache(load_tokenizer), cache(tokenizer_digest)
         pairs, frames = seed_pairs(index, self.pairs), []
         for language in self.languages:

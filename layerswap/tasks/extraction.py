@@ -202,7 +202,7 @@ def lm_eval_scores(text: str, language: str, number: int, style: str) -> tuple[b
         (strict, flexible). Strict takes the first announced number (in "direct" the whole answer), flexible the last
         run of digits and marks.
     """
-    before, after = LM_EVAL_STRICT["en" if style == "en_cot" else language]
+    before, after = LM_EVAL_STRICT.get("en" if style == "en_cot" else language, LM_EVAL_STRICT["en"])
     announced = re.findall(rf"{before}(-?[0-9.,]+){after}", text)[:1]
     strict = text.strip() if style == "direct" else "".join(announced)
     flexible = "".join(LM_EVAL_FLEXIBLE.findall(text)[-1:])
