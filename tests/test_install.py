@@ -134,7 +134,7 @@ def test_an_interrupted_install_is_one_line(checkout):
     folder = os.open(checkout, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     script = (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job ignores it
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # background jobs ignore it
         "runpy.run_path('environment.py', run_name='__main__')"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=checkout, stderr=subprocess.PIPE, text=True)
