@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import distributions
@@ -126,6 +127,22 @@ def test_two_makes_in_a_bare_clone_install_once(checkout):
     (checkout / ".venv/.ready").write_text(str(checkout.resolve()), encoding="utf-8")
     os.close(folder)
     assert second.wait(timeout=30) == 0 and not (checkout / ".venv/bin").exists()
+
+
+def test_an_interrupted_install_is_one_line(checkout):
+    shutil.rmtree(checkout / ".venv")
+    folder = os.open(checkout, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    script = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # background jobs ignore it
+        "runpy.run_path('environment.py', run_name='__main__')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=checkout, stderr=subprocess.PIPE, text=True)
+    assert "waiting for it" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "layerswap: interrupted; the same command installs the packages anew\n"
+    assert process.returncode == 130
+    os.close(folder)
 
 
 def test_an_old_python_is_named(checkout):
