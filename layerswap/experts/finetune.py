@@ -29,8 +29,8 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from layerswap.checkpoints.compatibility import copy_model_files
 from layerswap.checkpoints.loading import load_model, load_tokenizer
+from layerswap.checkpoints.model_files import copy_model_files
 from layerswap.checkpoints.safetensors import (
     StoredTensor,
     count_weights,

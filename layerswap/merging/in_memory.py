@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from layerswap.checkpoints.compatibility import check_compatible, model_digest
+from layerswap.checkpoints.compatibility import check_compatible
 from layerswap.checkpoints.loading import load_model
+from layerswap.checkpoints.model_files import model_digest
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, layer_count, layer_index, read_header
 from layerswap.errors import UserError
 from layerswap.merging.arithmetic import check_mixable, merge_chunks
