@@ -1,6 +1,7 @@
 from .adapters import merge_adapter as merge_adapter
 from .architecture import unloaded_tensors as unloaded_tensors
 from .compatibility import check_compatible as check_compatible, mergeable_headers as mergeable_headers
+from .difference import Difference as Difference
 from .gguf import convert_gguf as convert_gguf, load_gguf as load_gguf, smollm2 as smollm2
 from .loading import (
     fetch_from_hub as fetch_from_hub,
@@ -26,4 +27,4 @@ from .safetensors import (
     to_float64 as to_float64,
     weights_digest as weights_digest,
 )
-from .tokenizer import Difference as Difference, read_vocabulary as read_vocabulary
+from .tokenizer import read_vocabulary as read_vocabulary

@@ -15,8 +15,8 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerswap.checkpoints.architecture import loading_class, unloaded_tensors
-from layerswap.checkpoints.compatibility import check_not_empty, is_constant
+from layerswap.checkpoints.architecture import is_constant, loading_class, unloaded_tensors
+from layerswap.checkpoints.compatibility import check_not_empty
 from layerswap.checkpoints.model_files import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,

@@ -24,6 +24,16 @@ BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bi
 NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
 LLAMAS: dict[str, tuple[str, ...]] = {"llama": (), "mistral": (), "qwen2": BIASES, "qwen3": NORMS}
 
+# Buffers that older versions of transformers stored; no loader reads them.
+CONSTANTS = re.compile(
+    r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|cos_cached|sin_cached)|position_ids|(?:attn|attention)\.(?:masked_)?bias)$"
+)
+
+
+def is_constant(name: str, tensor: StoredTensor) -> bool:
+    """Whether a tensor is a buffer of older versions; a vector called bias is a weight."""
+    return CONSTANTS.search(name) is not None and not (name.endswith(".bias") and len(tensor.shape) == 1)
+
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
@@ -103,7 +113,7 @@ def llama_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         hidden, inner, heads = (config[f] for f in ("hidden_size", "intermediate_size", "num_attention_heads"))
         head = config.get("head_dim") or hidden // heads
         query, key = head * heads, head * (config.get("num_key_value_heads") or heads)
-        layer = {f"self_attn.{name}_proj.weight": (key, hidden) for name in "kv"}
+        layer: dict[str, tuple[int, ...]] = {f"self_attn.{name}_proj.weight": (key, hidden) for name in "kv"}
         layer |= {"self_attn.q_proj.weight": (query, hidden), "self_attn.o_proj.weight": (hidden, query)}
         layer |= {f"mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
         layer |= {"mlp.down_proj.weight": (hidden, inner)}
@@ -137,11 +147,12 @@ def unloaded_tensors(folder: str | Path, header: Mapping[str, StoredTensor]) -> 
             on with random weights.
     """
     raw = read_json(Path(folder) / "config.json")
+    header = {name: tensor for name, tensor in header.items() if not is_constant(name, tensor)}
     if "quantization_config" in raw or llama_shapes(raw) == {name: tensor.shape for name, tensor in header.items()}:
         return []
     config = parse_config(folder)
-    own_class = config and model_class(config)
-    if not hasattr(own_class, "from_pretrained"):
+    own_class = None if config is None else model_class(config)
+    if own_class is None:
         return []
 
     import torch

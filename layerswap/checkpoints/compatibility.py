@@ -4,7 +4,6 @@ What changes the function of a model keeps two from being merged. What does not 
 templates, buffers that no loader reads) is taken from one of them, and named.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
@@ -12,7 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from layerswap.checkpoints.architecture import LLAMAS, config_meaning, is_read, parse_config
+from layerswap.checkpoints.architecture import LLAMAS, config_meaning, is_constant, is_read, parse_config
+from layerswap.checkpoints.difference import MISSING, Difference, differing_fields
 from layerswap.checkpoints.model_files import (
     TOKENIZER_FILES,
     function_config,
@@ -21,7 +21,7 @@ from layerswap.checkpoints.model_files import (
     without_storage_fields,
 )
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, read_header, tensor_digest
-from layerswap.checkpoints.tokenizer import MISSING, Difference, content_digest, tokenizer_differences
+from layerswap.checkpoints.tokenizer import content_digest, tokenizer_differences
 from layerswap.errors import UserError
 from layerswap.files import read_json
 
@@ -36,10 +36,6 @@ STAMPED_FIELDS = re.compile(
 WRAPPERS = re.compile(
     r"(?:^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_flat_param|base_layer|"
     r"lora_\w+|modules_to_save|original_module)(?:\.|$)|^(module|base_model\.model)\."
-)
-# Buffers that older versions of transformers stored; no loader reads them.
-CONSTANTS = re.compile(
-    r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|cos_cached|sin_cached)|position_ids|(?:attn|attention)\.(?:masked_)?bias)$"
 )
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
@@ -63,20 +59,20 @@ def check_compatible(math: str | Path, language: str | Path, allow: Collection[s
             unmerged adapter has left, or with a stored head that is not the embeddings its config ties it to.
     """
     folders, listed = (Path(math), Path(language)), []
-    headers = mergeable_headers(folders)
+    headers, files = mergeable_headers(folders), [split_files(folder)[0] for folder in folders]
     for difference in chain(
         config_differences(*folders), generation_differences(*folders), tensor_differences(folders, headers),
-        tokenizer_differences(*folders), file_differences(*folders),
+        tokenizer_differences(*folders), file_differences(folders, files),
     ):  # fmt: skip
-        if difference.changes_function and not {difference.name, difference.name.rpartition(".")[2]} & set(allow):
+        if difference.changes_function and not difference.is_among(allow):
             a, b = (str(value)[:200] for value in difference.values)
-            hint = f"; --allow {difference.name} takes one of them" if difference.name else ""
+            hint = f"; --allow {difference.name} takes the donor's" if difference.name else ""
             raise UserError(f"{difference.description} is {a} in {math} and {b} in {language}, expected the same{hint}")
         listed.append(difference)
     return listed
 
 
-def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Fields of nested tables under one name each ("rope_parameters.rope_theta"), a lone id as a list of one."""
     flat: dict[str, Any] = {}
     for field, value in fields.items():
@@ -93,14 +89,6 @@ def end_ids(value: Any) -> Any:
     """The ids that end a text, in order; one alone without a list."""
     ids = sorted(value, key=str) if isinstance(value, list) else [value]
     return ids[0] if len(ids) == 1 else ids
-
-
-def differing_fields(fields: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
-    """Field -> its two values, where they are not the same; NaN is the same as NaN."""
-    values = {name: (fields[0].get(name, MISSING), fields[1].get(name, MISSING)) for name in fields[0] | fields[1]}
-    return {
-        name: pair for name, pair in values.items() if pair[0] != pair[1] and json.dumps(pair[0]) != json.dumps(pair[1])
-    }
 
 
 def config_differences(math: Path, language: Path) -> Iterator[Difference]:
@@ -139,22 +127,22 @@ def generation_differences(math: Path, language: Path) -> Iterator[Difference]:
 
 def tensor_differences(folders: Sequence[Path], headers: Sequence[Mapping[str, StoredTensor]]) -> Iterator[Difference]:
     """What the tensors of two models differ in; none of it can be allowed. headers: those of ``mergeable_headers``."""
-    whole = [read_header(folder) for folder in folders]
-    for name in whole[0] | whole[1]:
-        values = tuple(f"{h[name].dtype} {list(h[name].shape)}" if name in h else MISSING for h in whole)
-        if name not in headers[0] | headers[1]:
-            yield Difference("", f"tensor {name}, which no loader reads,", (values[0], values[1]), False)
-        elif values[0] != values[1]:
-            yield Difference("", f"tensor {name}", (values[0], values[1]))
+    tensors = [{name: f"{t.dtype} {list(t.shape)}" for name, t in header.items()} for header in headers]
+    for name, values in differing_fields(tensors).items():
+        yield Difference("", f"tensor {name}", values)
+    dropped = [read_header(f).keys() - header.keys() for f, header in zip(folders, headers, strict=True)]
+    names = [{re.sub(r"\.\d+\.", ".*.", name) for name in names} for names in dropped]  # those of all layers as one
+    for name in sorted(names[0] | names[1]):
+        values = ("there" if name in names[0] else MISSING, "there" if name in names[1] else MISSING)
+        yield Difference("", f"tensor {name}, which no loader reads,", values, False)
 
 
-def file_differences(math: Path, language: Path) -> Iterator[Difference]:
+def file_differences(folders: Sequence[Path], files: Sequence[Sequence[Path]]) -> Iterator[Difference]:
     """The files beside weights, config and tokenizer that two models differ in, such as those of processors."""
     digests = []
-    for folder in (math, language):
+    for folder, names in zip(folders, files, strict=True):
         compared = {*matching_files(folder, TOKENIZER_FILES), folder / "config.json", folder / "generation_config.json"}
-        files = split_files(folder)[0]
-        digests.append({file.name: content_digest(file)[:12] for file in files if file not in compared})
+        digests.append({file.name: content_digest(file)[:12] for file in names if file not in compared})
     for name, values in differing_fields(digests).items():
         yield Difference(name, f"file {name} (sha256)", values, False)
 
@@ -188,11 +176,6 @@ def mergeable_headers(folders: Sequence[Path]) -> list[dict[str, StoredTensor]]:
             elif name == tied and not is_everywhere:
                 dropped.add(name)
     return [{name: tensor for name, tensor in header.items() if name not in dropped} for header in headers]
-
-
-def is_constant(name: str, tensor: StoredTensor) -> bool:
-    """Whether a tensor is a buffer of older versions; a vector called bias is a weight."""
-    return CONSTANTS.search(name) is not None and not (name.endswith(".bias") and len(tensor.shape) == 1)
 
 
 def check_tensors(folder: Path, header: Mapping[str, StoredTensor]) -> None:

@@ -162,8 +162,8 @@ def check_fields(path: Path, reader: "GGUFReader", config: "PreTrainedConfig") -
         if field == key or field in is_read or field == "rope.scaling.finetuned" or not value or value == "none":
             continue
         expected = values.get(field)
-        is_number = isinstance(value, (int, float)) and isinstance(expected, (int, float))
-        if not (math.isclose(value, expected, rel_tol=1e-5) if is_number else value == expected):
+        is_close = isinstance(value, float) and expected is not None and math.isclose(value, expected, rel_tol=1e-5)
+        if value != expected and not is_close:
             raise UserError(f"{path}: {key} is {value!r}, which transformers does not read; its model has {expected!r}")
 
 

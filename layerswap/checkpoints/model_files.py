@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from layerswap.checkpoints.safetensors import check_fetched, weights_digest
+from layerswap.checkpoints.safetensors import check_fetched, read_header, weights_digest
 from layerswap.files import file_digest, json_digest, read_json
 
 TEMPLATES = "additional_chat_templates/*.jinja"
@@ -87,13 +87,14 @@ def split_files(folder: str | Path, custom_code: bool = False) -> tuple[list[Pat
 
     Returns:
         The files, sorted: all beside the weights that say how the model is used. And the name of each other file or
-        folder -> why it is left out; code that config.json names and that is not there too.
+        folder, but the weights -> why it is left out; code that config.json names and that is not there too.
 
     Raises:
         UserError: a file to copy is a pointer of Git LFS.
     """
     files, left_out = matching_files(folder, [TEMPLATES]), {}
-    for path in sorted(Path(folder).iterdir()):
+    weights = {tensor.file.name for tensor in read_header(folder).values()} | {"model.safetensors.index.json"}
+    for path in sorted(path for path in Path(folder).iterdir() if path.name not in weights):
         patterns = LEFT_OUT.items()
         reasons = [reason for reason, names in patterns if any(fnmatch(path.name, pattern) for pattern in names)]
         if reasons and not (custom_code and reasons == [CODE]):

@@ -137,9 +137,14 @@ def check_inputs(
         if Path(out).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{out}: lies in the {role} model's folder {folder}, expected a place of its own")
     differences: dict[str, dict[str, Any]] = {}
+    unused = set(allow)
     for role in roles[1:]:
-        for _, description, values, _ in check_compatible(folders["math"], folders[role], allow):
-            differences.setdefault(description, {}).update(zip(("math", role), values, strict=True))
+        for difference in check_compatible(folders["math"], folders[role], allow):
+            values = dict(zip(("math", role), difference.values, strict=True))
+            differences.setdefault(difference.description, {}).update(values)
+            unused = {name for name in unused if not difference.is_among([name])}
+    if unused:
+        raise UserError(f"allow names {min(unused)!r}, which does not differ, expected a difference between the models")
     headers = dict(zip(roles, mergeable_headers(list(folders.values())), strict=True))
     plan.check_depth(layer_count(folders["math"]), folders["math"])
     check_mixable(headers["math"], plan)
