@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -108,6 +109,10 @@ def command_parser() -> Parser:
     command.add_argument("--out", metavar="DIR", required=True, help="the new folder")
     command.add_argument("--donor", choices=["math", "language"], default="math",
                          help="whose config, tokenizer and chat template the result gets (math)")  # fmt: skip
+    command.add_argument("--allow", metavar="FIELD", action="append", default=[],
+                         help="a difference between the experts that is meant, such as a field of config.json; the "
+                              "donor's value is taken (repeatable)")  # fmt: skip
+    command.add_argument("--custom-code", action="store_true", help="copy the donor's code (*.py) too")
     command.add_argument("--shard-size", type=parse_size, default="5GB", metavar="SIZE",
                          help="of the largest file (5GB)")  # fmt: skip
     command.add_argument("--no-hash", action="store_true", help="no sha256 in the manifest: faster, not verifiable")
@@ -178,10 +183,10 @@ def plan_from_args(options: argparse.Namespace, n_layers: int | None) -> "mergin
 
 def resolve_argument(name: str, base: str | None = None) -> str:
     """The folder of a model on the command line; the name of a plain folder stays as it was written."""
-    from layerswap.checkpoints.loading import HUB, resolve_model
+    from layerswap.checkpoints.loading import HUB, is_adapter, resolve_model
 
     path, base_folder = Path(name), None if base is None else Path(base).absolute()
-    if path.suffix == ".gguf" or (path / "adapter_config.json").is_file():
+    if path.suffix == ".gguf" or is_adapter(path):
         return str(resolve_model(path.absolute(), base_folder))
     return name if path.exists() or not HUB.fullmatch(name) else str(resolve_model(name, base_folder))
 
@@ -228,8 +233,9 @@ def run_merge(options: argparse.Namespace) -> None:
         base = None  # it was there for the adapters
     with byte_progress(math, "merging") as progress:
         manifest = merging.merge(
-            math, language, plan, options.out, base=base, donor=options.donor,
-            shard_size=options.shard_size, hashing=not options.no_hash, progress=progress,
+            math, language, plan, options.out, base=base, donor=options.donor, allow=options.allow,
+            custom_code=options.custom_code, shard_size=options.shard_size, hashing=not options.no_hash,
+            progress=progress,
         )  # fmt: skip
     n_tensors = Counter(entry["source"] for entry in manifest["tensors"].values())
     print(describe_plan(plan))
@@ -240,6 +246,14 @@ def run_merge(options: argparse.Namespace) -> None:
     if modules:
         listed = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
         print(f"no part of the text decoder, taken whole from the {options.donor} expert: {listed}")
+    for description, values in manifest["differences"].items():
+        found = ", ".join(f"{value} in {role}" for role, value in values.items())
+        print(f"{description} differs ({found}): that of the {options.donor} expert is taken")
+    for name, reason in manifest["left_out"].items():
+        print(f"left out of the {options.donor} expert's folder: {name} ({reason})")
+    if manifest["unloaded"]:
+        names = f"{manifest['unloaded'][0]} and {len(manifest['unloaded']) - 1} more"
+        print(f"merged like the rest, though the model in config.json does not load them: {names}")
 
 
 @contextmanager
@@ -257,14 +271,13 @@ def byte_progress(folder: str, description: str) -> Iterator[Callable[[int], obj
 
 def run_inspect(options: argparse.Namespace) -> None:
     """Print what a checkpoint holds: architecture, size, tokenizer, tensors (those of all layers on one line)."""
-    from layerswap.checkpoints.safetensors import DTYPE_BYTES
 
     folder = Path(options.folder)
     header, layers = checkpoints.read_header(folder), checkpoints.decoder_layers(folder)
     files = {tensor.file for tensor in header.values()}
     n_weights: Counter[str] = Counter()
     for tensor in header.values():
-        n_weights[tensor.dtype] += tensor.n_bytes // DTYPE_BYTES[tensor.dtype]
+        n_weights[tensor.dtype] += prod(tensor.shape)
     by_dtype = ", ".join(f"{count / 1e6:,.1f} M {dtype}" for dtype, count in n_weights.most_common())
     architectures = read_json(folder / "config.json").get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else "unknown architecture"

@@ -171,15 +171,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file. UserError if there is no such file or it holds anything else."""
+    """The mapping in a YAML or JSON file. UserError if there is no such file or it holds anything else.
+
+    An alias within what has an anchor is refused: a few lines of them stand for more than fits into memory.
+    """
     import yaml  # here, for the speed of the command line
 
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text, has_anchor = Path(path).read_text(encoding="utf-8"), []  # of the collections around
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                has_anchor.append(event.anchor is not None)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                has_anchor.pop()
+            elif isinstance(event, yaml.AliasEvent) and any(has_anchor):
+                raise ValueError(f"alias *{event.anchor} stands within what has an anchor, expected it outside")
+        data = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {one_line(error)}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: found {data!r}, expected fields with values")
+        raise UserError(f"{path}: found {str(data)[:300]}, expected fields with values")
     return data
 
 

@@ -299,7 +299,7 @@ BAD = {
     "another normalizer": (
         edit_tokenizer(lambda data: data.update(normalizer={"type": "NFC"})), "tokenizer's normalizer"
     ),
-    "no tokenizer": (replace_file("tokenizer.json", None), "token '.*' is .* and missing in .*language"),
+    "no tokenizer": (replace_file("tokenizer.json", None), "tokenizer.json is there in .* and missing in .*language"),
     "broken tokenizer": (replace_file("tokenizer.json", b'{"model": {}}'), "tokenizer.json: not a tokenizer"),
 }  # fmt: skip
 

@@ -1,11 +1,7 @@
 from .adapters import merge_adapter as merge_adapter
-from .compatibility import (
-    check_compatible as check_compatible,
-    copy_model_files as copy_model_files,
-    model_digest as model_digest,
-    read_vocabulary as read_vocabulary,
-    tokenizer_digest as tokenizer_digest,
-)
+from .architecture import unloaded_tensors as unloaded_tensors
+from .compatibility import check_compatible as check_compatible, mergeable_headers as mergeable_headers
+from .difference import Difference as Difference
 from .gguf import convert_gguf as convert_gguf, load_gguf as load_gguf, smollm2 as smollm2
 from .layers import DecoderLayers as DecoderLayers, decoder_layers as decoder_layers, layer_count as layer_count
 from .loading import (
@@ -14,6 +10,11 @@ from .loading import (
     load_tokenizer as load_tokenizer,
     resolve_model as resolve_model,
     unify_dtypes as unify_dtypes,
+)
+from .model_files import (
+    copy_model_files as copy_model_files,
+    model_digest as model_digest,
+    tokenizer_digest as tokenizer_digest,
 )
 from .safetensors import (
     StoredTensor as StoredTensor,
@@ -25,3 +26,4 @@ from .safetensors import (
     to_float64 as to_float64,
     weights_digest as weights_digest,
 )
+from .tokenizer import read_vocabulary as read_vocabulary

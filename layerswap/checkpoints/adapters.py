@@ -5,6 +5,7 @@ says nothing, where an adapter does not fit the base or the result is another fu
 """
 
 import json
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,24 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerswap.checkpoints.compatibility import copy_model_files, model_digest, tokenizer_digest
-from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, read_file_header, read_header, tensor_digest
+from layerswap.checkpoints.architecture import is_constant, loading_class, unloaded_tensors
+from layerswap.checkpoints.compatibility import check_not_empty
+from layerswap.checkpoints.model_files import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    copy_model_files,
+    matching_files,
+    model_digest,
+    tokenizer_digest,
+)
+from layerswap.checkpoints.safetensors import (
+    FLOAT_DTYPES,
+    StoredTensor,
+    check_fetched,
+    read_file_header,
+    read_header,
+    tensor_digest,
+)
 from layerswap.errors import UserError, as_user_error
 from layerswap.files import BUILD, check_space, create_once, file_digest, json_digest, read_json
 
@@ -38,7 +55,8 @@ def merge_adapter(base: Path, adapter: Path, name: str) -> Path:
 
     Returns:
         A folder below build/models, made once for the same content of base and adapter: the merged weights, with names,
-        shapes and dtypes of the base; its config and tokenizer; and adapter.json, which says what was merged.
+        shapes and dtypes of the base, or the names under which transformers saves it; its config; its tokenizer, or the
+        adapter's own; and adapter.json, which says what was merged.
 
     Raises:
         UserError: the adapter is no LoRA adapter in safetensors, does not fit the base, changes the network's shape or
@@ -48,13 +66,15 @@ def merge_adapter(base: Path, adapter: Path, name: str) -> Path:
     if not weights.is_file() and (pickles := sorted(adapter.glob("*.bin"))):
         raise UserError(f"{adapter}: found {pickles[0].name}, a pickle; expected {weights.name}")
     check_adapter_config(adapter, settings)
-    header = read_header(base)
+    header = {name: tensor for name, tensor in read_header(base).items() if not is_constant(name, tensor)}
     for folder, tensors in ((adapter, read_file_header(weights)), (base, header)):
         for tensor_name, tensor in tensors.items():
             if tensor.dtype not in FLOAT_DTYPES:
                 expected = f"expected one of {', '.join(FLOAT_DTYPES)}"
                 raise UserError(f"{folder}: tensor {tensor_name} is {tensor.dtype}, {expected} to merge an adapter")
+        check_not_empty(folder, tensors)
     content = [model_digest(base), tokenizer_digest(base)]
+    content += [tokenizer_digest(adapter)] if matching_files(adapter, TOKENIZER_FILES) else []
     content += [file_digest(adapter / "adapter_config.json"), file_digest(weights)]
 
     def write(folder: Path) -> None:
@@ -62,17 +82,31 @@ def merge_adapter(base: Path, adapter: Path, name: str) -> Path:
         for tensor in header.values():
             shard_bytes[tensor.file] += tensor.n_bytes
         check_space(folder, shard_bytes.total())
-        model = merge_with_peft(base, adapter, header, settings)
+        model, is_whole = merge_with_peft(base, adapter, header, settings)
         with as_user_error(f"{adapter}: transformers cannot save it merged into {base}"):
             model.save_pretrained(folder, max_shard_size=max(shard_bytes.values()))
-        check_merged(base, adapter, model, header, read_header(folder))
+        check_merged(base, adapter, model, header, read_header(folder), is_whole)
         for file in folder.glob("*config.json"):
             file.unlink()
-        copy_model_files(base, folder)
+        copy_adapted_files(base, adapter, folder)
         provenance = {"base": str(base), "adapter": str(adapter), "settings": settings}
         (folder / "adapter.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
 
     return create_once(BUILD / "models" / f"{name}-{json_digest(content)[:16]}", write)
+
+
+def copy_adapted_files(base: Path, adapter: Path, folder: Path) -> None:
+    """Copy a base's files to a folder; with the adapter's tokenizer, or its chat templates, if it brings its own."""
+    copy_model_files(base, folder)
+    own_files = [file for file in matching_files(adapter, TOKENIZER_FILES) if file.suffix != ".py"]
+    if matching_files(adapter, ("tokenizer.json", *VOCABULARY_FILES)):
+        for file in matching_files(folder, TOKENIZER_FILES):
+            file.unlink()
+    for file in own_files:
+        check_fetched(file)
+        target = folder / file.relative_to(adapter)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def check_adapter_config(adapter: Path, settings: Mapping[str, Any]) -> None:
@@ -98,8 +132,11 @@ def check_adapter_config(adapter: Path, settings: Mapping[str, Any]) -> None:
 
 def merge_with_peft(
     base: Path, adapter: Path, header: Mapping[str, StoredTensor], settings: Mapping[str, Any]
-) -> "PreTrainedModel":
-    """The base (with its header) and the adapter (with its settings) merged in memory. UserError if they do not fit."""
+) -> "tuple[PreTrainedModel, bool]":
+    """The base (with its header) and the adapter (with its settings) merged in memory. UserError if they do not fit.
+
+    With whether the base's file has just the tensors of its model, under whatever names.
+    """
     import peft
     import torch
     from transformers import GenerationConfig
@@ -110,7 +147,7 @@ def merge_with_peft(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=()):  # PEFT draws the weights that it then loads
         warnings.simplefilter("ignore")  # what PEFT warns of is checked here
         with as_user_error(f"{base}: transformers cannot load it"):
-            model = load_in_stored_dtypes(base, header)
+            model, is_whole = load_in_stored_dtypes(base, header)
         tied = tied_modules(model)
         with as_user_error(f"{adapter}: PEFT cannot load it for {base}"):
             adapted = peft.PeftModel.from_pretrained(model, adapter, torch_device="cpu")
@@ -123,22 +160,25 @@ def merge_with_peft(
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.generation_config = GenerationConfig()  # not kept; transformers refuses to save some
-    return model
+    return model, is_whole
 
 
-def load_in_stored_dtypes(base: Path, header: Mapping[str, StoredTensor]) -> "PreTrainedModel":
-    """A model on the CPU with each tensor in its own dtype, where transformers would cast all to one."""
+def load_in_stored_dtypes(base: Path, header: Mapping[str, StoredTensor]) -> "tuple[PreTrainedModel, bool]":
+    """A model on the CPU with each tensor in its own dtype, where transformers would cast all to one.
+
+    With whether the file has just the tensors of the model.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
 
     dtypes = {name: getattr(torch, FLOAT_DTYPES[tensor.dtype]) for name, tensor in header.items()}
     widest = reduce(torch.promote_types, dtypes.values())  # holds the numbers of all
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=widest, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
+    model, info = loading_class(base).from_pretrained(
+        base, dtype=widest, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+        output_loading_info=True,
+    )  # fmt: skip
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, widest))
-    return model
+    return model, not any(info.values())
 
 
 def tied_modules(model: "PreTrainedModel") -> list[str]:
@@ -171,10 +211,17 @@ def check_adapted(base: Path, adapter: Path, adapted: "PeftModel", tied: Sequenc
 
 def check_merged(
     base: Path, adapter: Path, model: "PreTrainedModel", before: Mapping[str, StoredTensor],
-    after: Mapping[str, StoredTensor],
+    after: Mapping[str, StoredTensor], is_whole: bool,
 ) -> None:  # fmt: skip
-    """UserError unless the merged tensors are those of the base in name, shape and dtype, and finite where changed."""
-    for name in sorted(before.keys() | after.keys()):
+    """UserError unless the merged tensors are those of the base in name, shape and dtype, and finite where changed.
+
+    is_whole: the base's file has just the tensors of its model. Then transformers may save them under other names.
+    """
+    dtypes = [Counter(tensor.dtype for tensor in header.values()) for header in (before, after)]
+    is_renamed = is_whole and before.keys() != after.keys() and dtypes[0].keys() == dtypes[1].keys()
+    if is_renamed and (unknown := unloaded_tensors(base, after)):
+        raise UserError(f"{adapter}: tensor {unknown[0]} is left after the merge, expected those of {base}")
+    for name in [] if is_renamed else sorted(before.keys() | after.keys()):
         merged, expected = (
             f"{header[name].dtype} {list(header[name].shape)}" if name in header else "missing"
             for header in (after, before)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerswap.checkpoints.adapters import merge_adapter
-from layerswap.checkpoints.compatibility import copy_model_files, matching_files, model_digest, tokenizer_digest
+from layerswap.checkpoints.architecture import loading_class
 from layerswap.checkpoints.gguf import load_gguf
+from layerswap.checkpoints.model_files import copy_model_files, matching_files, model_digest, tokenizer_digest
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, count_weights, read_header
 from layerswap.errors import UserError, describe_error, one_line
 from layerswap.files import BUILD, ROOT, check_space, create_once, json_digest
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB = re.compile(r"(?P<name>\w[\w.-]*/(?P<model>\w[\w.-]*))@(?P<revision>(?!.*\.\.)\w[\w./-]*)", re.ASCII)
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]  # no pickles, no code
-IGNORED_HUB_FILES = ["*/*", "consolidated*"]  # other formats in folders, and Mistral's second copy of the weights
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model*", "*.txt", "*.tiktoken", "*.spm", "LICENSE*"]  # no code
+# Other formats in folders, but for additional chat templates; Mistral's second copy of the weights.
+IGNORED_HUB_FILES = [*(f"*/{pattern}" for pattern in HUB_FILES if pattern != "*.jinja"), "consolidated*"]
 
 
 def resolve_model(name: str | Path, base: str | Path | None = None) -> Path:
@@ -46,7 +48,7 @@ def resolve_model(name: str | Path, base: str | Path | None = None) -> Path:
     if path.suffix == ".gguf" and not path.is_dir():
         return load_gguf(path)
     folder = fetch_from_hub(on_hub["name"], on_hub["revision"]) if on_hub and not path.exists() else path
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         if base is None:
             raise UserError(f"model {str(name)!r}: is an adapter, expected a whole model to begin with")
         short_name = on_hub["model"] if on_hub and folder != path else folder.resolve().name
@@ -56,6 +58,18 @@ def resolve_model(name: str | Path, base: str | Path | None = None) -> Path:
         raise UserError(f"model {str(name)!r}: {folder} holds no config.json{hint}")
     read_header(folder)
     return folder
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter's. UserError if it is a whole model too; a stray adapter_config.json is none."""
+    if not (folder / "adapter_config.json").is_file():
+        return False
+    weights = sorted(folder.glob("adapter_model.*"))
+    models = [*folder.glob("model.safetensors"), *folder.glob("model*.safetensors.index.json")]
+    if weights and models:
+        found = f"both an adapter (adapter_config.json, {weights[0].name}) and a whole model ({models[0].name})"
+        raise UserError(f"{folder}: holds {found}, expected one of them")
+    return not models
 
 
 def fetch_from_hub(name: str, revision: str) -> Path:
@@ -164,11 +178,9 @@ def load_model(folder: str | Path, dtype: "torch.dtype", device: "str | torch.de
         UserError: it cannot be loaded, or tensors are missing or unknown to it, where transformers would go on with
             random weights; a GPU that is not there.
     """
-    from transformers import AutoModelForCausalLM
-
     check_device(device)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = loading_class(folder).from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

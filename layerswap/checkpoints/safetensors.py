@@ -5,6 +5,7 @@ https://github.com/huggingface/safetensors#format
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +21,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DTYPE_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
-DTYPE_BYTES |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # bytes of one element
+DTYPE_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+}
+DTYPE_BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32}
+DTYPE_BITS |= {"F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64}  # bits of one element
+DTYPE_BYTES = {dtype: max(1, bits // 8) for dtype, bits in DTYPE_BITS.items()}  # what its tensors are aligned to
 FLOAT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
 CHUNK = 1 << 20  # bytes: whole elements of every dtype, and still in the processor's cache when hashed and written
+SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ def read_file_header(path: Path) -> dict[str, StoredTensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    check_fetched(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         position = 8 + int.from_bytes(file.read(8), "little")  # where the tensors begin
@@ -72,7 +88,9 @@ def read_file_header(path: Path) -> dict[str, StoredTensor]:
                         raise ValueError(f"tensor {name}: {str(number)[:40]} is no size")
                 start, end = (position + offset for offset in entry["data_offsets"])
                 tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), start, end)
-            sizes = {name: prod(tensor.shape) * DTYPE_BYTES[tensor.dtype] for name, tensor in tensors.items()}
+                if entry["dtype"] not in DTYPE_BITS:
+                    raise ValueError(f"tensor {name} is {entry['dtype']}, expected one of {', '.join(DTYPE_BITS)}")
+            sizes = {name: -(-prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8) for name, tensor in tensors.items()}
             in_order = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not a safetensors header ({error!r})") from None
@@ -86,8 +104,17 @@ def read_file_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def check_fetched(path: Path) -> None:
+    """UserError if a file is what a git clone without LFS leaves in the place of a large one."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(f"{path}: is a pointer of Git LFS, expected the file itself; git lfs pull fetches it")
+
+
 def read_header(folder: str | Path) -> dict[str, StoredTensor]:
     """Read the header of a checkpoint: model.safetensors, or shards with an index.
+
+    Shards model-0000i-of-0000n.safetensors are read without an index too, if all of them are there.
 
     Args:
         folder: of the model.
@@ -107,6 +134,9 @@ def read_header(folder: str | Path) -> dict[str, StoredTensor]:
         raise UserError(f"{folder}: holds both {single.name} and {index.name}, expected one of them")
     if single.is_file():
         return read_file_header(single)
+    shards = sorted(match[0] for file in folder.iterdir() if (match := SHARD.fullmatch(file.name)))
+    if not index.is_file() and shards:
+        return read_shards(folder, shards)
     if not index.is_file():
         pickles = "".join(f"found {path.name}, a pickle; " for path in sorted(folder.glob("*.bin"))[:1])
         raise UserError(f"{folder}: {pickles}expected model.safetensors, only safetensors are read")
@@ -123,6 +153,23 @@ def read_header(folder: str | Path) -> dict[str, StoredTensor]:
             tensors[name] = tensor
     if missing := weight_map.keys() - tensors.keys():
         raise UserError(f"{index}: says that tensor {min(missing)} is in {weight_map[min(missing)]}, it is not")
+    return tensors
+
+
+def read_shards(folder: Path, shards: list[str]) -> dict[str, StoredTensor]:
+    """The header of shards whose index is missing. UserError unless they are all there, each tensor in one of them."""
+    n_shards = int(shards[0][-17:-12])
+    expected = {f"model-{i:05d}-of-{n_shards:05d}.safetensors" for i in range(1, n_shards + 1)}
+    if differing := expected.symmetric_difference(shards):
+        problem = f"{min(differing)} is {'missing too' if min(differing) in expected else 'of another set of shards'}"
+        raise UserError(f"{folder}: has shards, but no model.safetensors.index.json, and {problem}")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        header = read_file_header(folder / shard)
+        if twice := sorted(header.keys() & tensors.keys()):
+            places = f"{tensors[twice[0]].file.name} and in {shard}"
+            raise UserError(f"{folder}: has no model.safetensors.index.json, and tensor {twice[0]} is in {places}")
+        tensors |= header
     return tensors
 
 

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from layerswap.checkpoints.compatibility import copy_model_files
 from layerswap.checkpoints.layers import decoder_layers, find_layers, layer_count
 from layerswap.checkpoints.loading import load_model, load_tokenizer
+from layerswap.checkpoints.model_files import copy_model_files
 from layerswap.checkpoints.safetensors import count_weights, read_header, weights_digest
 from layerswap.errors import UserError, one_line
 from layerswap.experts import batching

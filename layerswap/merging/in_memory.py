@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors import safe_open
 
-from layerswap.checkpoints.compatibility import check_compatible, model_digest
+from layerswap.checkpoints.compatibility import check_compatible
 from layerswap.checkpoints.layers import DecoderLayers, decoder_layers, find_layers
 from layerswap.checkpoints.loading import check_device, load_model
+from layerswap.checkpoints.model_files import model_digest
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, read_header
 from layerswap.errors import UserError
 from layerswap.merging.arithmetic import weighted_mean_in_memory

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from layerswap.checkpoints.compatibility import copy_model_files
+from layerswap.checkpoints.model_files import copy_model_files
 from layerswap.checkpoints.safetensors import read_header, tensor_digest, tensors_digest
 from layerswap.errors import UserError
 from layerswap.files import file_digest, json_digest, read_json
@@ -39,21 +39,27 @@ def merge_key(digests: Mapping[str, str], plan: MergePlan, dtype: str) -> str:
 
 
 def write_metadata(
-    folder: Path, donor: Path, weight_map: Mapping[str, str], n_bytes: int, manifest: dict[str, Any]
-) -> None:
+    folder: Path, donor: Path, weight_map: Mapping[str, str], n_bytes: int, manifest: dict[str, Any],
+    custom_code: bool = False,
+) -> None:  # fmt: skip
     """Write what lies beside the weights: index, the donor's files, model card, and the manifest with all of them.
 
-    weight_map: tensor name -> file. n_bytes: of all tensors.
+    weight_map: tensor name -> file. n_bytes: of all tensors. custom_code: whether the donor's is copied.
     """
     weight_files = set(weight_map.values())
     if len(weight_files) > 1:
         index = {"metadata": {"total_size": n_bytes}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    copy_model_files(donor, folder)
+    manifest["left_out"] = copy_model_files(donor, folder, custom_code=custom_code)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
-    manifest["files"] = {path.name: None if path.name in weight_files else file_digest(path)
-                         for path in sorted(folder.iterdir())}  # fmt: skip
+    manifest["files"] = {name: None if name in weight_files else file_digest(folder / name)
+                         for name in file_names(folder)}  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def file_names(folder: Path) -> list[str]:
+    """The names of all files in a folder and below it, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
@@ -110,7 +116,7 @@ def verify(folder: str | Path, progress: Callable[[int], object] = lambda n_byte
         raise UserError(f"{folder / MANIFEST}: has no {error}, so there is nothing to check against") from None
     except (TypeError, AttributeError):
         raise UserError(f"{folder / MANIFEST}: not a manifest of layerswap") from None
-    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    present = set(file_names(folder)) - {MANIFEST}
     if differing := present ^ files.keys():
         name = min(differing)
         raise UserError(f"{folder / name}: {'is not in the manifest' if name in present else 'no such file'}")

@@ -7,7 +7,7 @@ take whole tensors.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,16 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from layerswap import __version__
-from layerswap.checkpoints.compatibility import check_compatible
+from layerswap.checkpoints.architecture import unloaded_tensors
+from layerswap.checkpoints.compatibility import check_compatible, mergeable_headers
 from layerswap.checkpoints.layers import decoder_layers
-from layerswap.checkpoints.safetensors import (
-    DTYPE_BYTES,
-    FLOAT_DTYPES,
-    StoredTensor,
-    read_header,
-    tensor_digest,
-    tensors_digest,
-)
+from layerswap.checkpoints.safetensors import DTYPE_BYTES, FLOAT_DTYPES, StoredTensor, tensor_digest, tensors_digest
 from layerswap.errors import UserError
 from layerswap.files import atomic_folder, check_space, check_target, file_digest, start_writeback
 from layerswap.merging.arithmetic import merge_chunks
@@ -71,8 +65,8 @@ class Shard:
 
 def merge(
     math: str | Path, language: str | Path, plan: MergePlan, out: str | Path, *, base: str | Path | None = None,
-    donor: str = "math", shard_size: int = 5 << 30, hashing: bool = True,
-    progress: Callable[[int], object] = lambda n_bytes: None,
+    donor: str = "math", allow: Collection[str] = (), custom_code: bool = False, shard_size: int = 5 << 30,
+    hashing: bool = True, progress: Callable[[int], object] = lambda n_bytes: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the merge of two experts under a plan to the new folder ``out``.
 
@@ -82,17 +76,21 @@ def merge(
         plan: a ``Plan``, or ``TaskVectors``.
         out: the folder to write: it does not exist, or is empty.
         base: the folder of their base model, for ``TaskVectors`` only.
-        donor: "math" or "language", whose config, generation config, tokenizer and chat template the result gets, and
-            whose tensors outside the text decoder (vision and audio towers, layers that predict further tokens).
+        donor: "math" or "language", whose files beside the weights the result gets (config, tokenizer, templates ...),
+            and whose tensors outside the text decoder (vision and audio towers, layers that predict further tokens).
+        allow: names of differences between the experts that are meant, such as config fields.
+        custom_code: whether the donor's code (*.py) is copied too.
         shard_size: bytes of the tensors in the largest shard; a larger tensor has a shard of its own.
         hashing: whether the manifest has sha256s, taken as the bytes pass; without them it cannot be verified.
         progress: called with the number of bytes of each tensor that is done.
 
     Returns:
-        The manifest, also written to layerswap.json: plan, donor, experts; ``tensors``, name -> source ("math",
-        "language", "math+language" ...), weight, sha256, and ``from``, the sha256 of each source of a mixed one;
-        ``digest`` of the merged weights; ``files`` with the sha256 of those that are not weights. Without ``hashing``
-        there is no ``digest``, and no sha256 of a tensor.
+        The manifest, also written to layerswap.json: plan, donor, experts; ``differences``, what of the experts differs
+        without harm or is in ``allow``, with the value of each role; ``left_out``, the donor's files that were not
+        copied, and why; ``unloaded``, tensors that the model in config.json does not load; ``tensors``, name -> source
+        ("math", "language", "math+language" ...), weight, sha256, and ``from``, the sha256 of each source of a mixed
+        one; ``digest`` of the merged weights; ``files`` with the sha256 of those that are not weights. Without
+        ``hashing`` there is no ``digest``, and no sha256 of a tensor.
 
     Raises:
         UserError: ``out`` is not new or empty, the disk is too full, the models do not fit each other, or the plan does
@@ -102,7 +100,7 @@ def merge(
         expected = "the base model's folder" if base is None else "none"
         raise UserError(f"plan {plan.name!r} needs {', '.join(plan.roles)}; base is {base}, expected {expected}")
     folders = {"math": Path(math), "language": Path(language)} | ({} if base is None else {"base": Path(base)})
-    headers = check_inputs(folders, plan, out, donor, shard_size)
+    headers, differences = check_inputs(folders, out, donor, allow, shard_size)
     sources = select_sources(folders["math"], headers, plan, donor)
     shards = plan_shards(headers["math"], sources, shard_size)
     weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
@@ -112,20 +110,22 @@ def merge(
         "layerswap": __version__, "plan": plan.to_dict(), "donor": donor,
         "experts": {role: {"folder": os.fsencode(folder.resolve().name).decode(errors="replace"),
                            "config": file_digest(folder / "config.json")} for role, folder in folders.items()},
+        "allow": sorted(allow), "differences": differences,
+        "unloaded": unloaded_tensors(folders["math"], headers["math"]),
     }  # fmt: skip
     with atomic_folder(out) as folder:
         manifest["tensors"] = write_tensors(folder, shards, plan, hashing, progress)
         if hashing:
             digests = {name: entry["sha256"] for name, entry in manifest["tensors"].items()}
             manifest["digest"] = tensors_digest(headers["math"], digests)
-        write_metadata(folder, folders[donor], weight_map, n_bytes, manifest)
+        write_metadata(folder, folders[donor], weight_map, n_bytes, manifest, custom_code)
     return manifest
 
 
 def check_inputs(
-    folders: Mapping[str, Path], plan: MergePlan, out: str | Path, donor: str, shard_size: int
-) -> dict[str, dict[str, StoredTensor]]:
-    """role -> header. UserError unless the folders can be merged under the plan to ``out``."""
+    folders: Mapping[str, Path], out: str | Path, donor: str, allow: Collection[str], shard_size: int
+) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, dict[str, Any]]]:
+    """role -> header, and difference -> role -> value. UserError unless the folders can be merged to ``out``."""
     if donor not in ("math", "language"):
         raise UserError(f"donor is {donor!r}, expected math or language")
     if shard_size < 1:
@@ -139,9 +139,17 @@ def check_inputs(
     for role, folder in folders.items():
         if Path(out).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{out}: lies in the {role} model's folder {folder}, expected a place of its own")
+    differences: dict[str, dict[str, Any]] = {}
+    unused = set(allow)
     for role in roles[1:]:
-        check_compatible(folders["math"], folders[role])
-    return {role: read_header(folder) for role, folder in folders.items()}
+        for difference in check_compatible(folders["math"], folders[role], allow):
+            values = dict(zip(("math", role), difference.values, strict=True))
+            differences.setdefault(difference.description, {}).update(values)
+            unused = {name for name in unused if not difference.is_among([name])}
+    if unused:
+        raise UserError(f"allow names {min(unused)!r}, which does not differ, expected a difference between the models")
+    headers = dict(zip(roles, mergeable_headers(list(folders.values())), strict=True))
+    return headers, differences
 
 
 def plan_shards(

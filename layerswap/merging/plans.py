@@ -76,7 +76,7 @@ class Plan:
         if isinstance(data, dict) and "outside" in data:
             raise UserError("field 'outside' of a plan is called non_layer_weight now")
         if not isinstance(data, dict) or set(data) != {"name", "layers", "non_layer_weight"}:
-            raise UserError(f"a plan has the fields name, layers and non_layer_weight, found {data!r}")
+            raise UserError(f"a plan has the fields name, layers and non_layer_weight, found {str(data)[:300]}")
         return cls(**data)
 
 

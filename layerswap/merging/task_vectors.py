@@ -69,7 +69,7 @@ class TaskVectors:
         """The plan of ``to_dict``'s data. UserError for missing or unknown fields and for bad values."""
         if not {"name", "method"} <= set(data) <= {field.name for field in fields(cls)}:
             names = "name, method and, as needed, math, language, density and scale"
-            raise UserError(f"a plan of task vectors has the fields {names}, found {data!r}")
+            raise UserError(f"a plan of task vectors has the fields {names}, found {str(data)[:300]}")
         return cls(**data)
 
     def combine(self, math: "torch.Tensor", language: "torch.Tensor", base: "torch.Tensor") -> "torch.Tensor":

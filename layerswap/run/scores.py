@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerswap.analysis.statistics import check_complete
-from layerswap.checkpoints.compatibility import tokenizer_digest
 from layerswap.checkpoints.loading import load_model, load_tokenizer
+from layerswap.checkpoints.model_files import tokenizer_digest
 from layerswap.errors import UserError
 from layerswap.evaluation.answers import AnswerCache
 from layerswap.evaluation.engine import nll

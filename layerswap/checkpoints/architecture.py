@@ -1,0 +1,176 @@
+"""What transformers makes of a folder: the meaning of its config.json, and the tensors that its model loads.
+
+transformers takes seconds to import, so it is asked only where the text alone does not say. No custom code is run and
+no weight is read: the model is built on the meta device.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor
+from layerswap.errors import UserError, describe_error
+from layerswap.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# Models whose tensors a config.json names by itself, with what their layers have beside Llama's.
+BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
+NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
+LLAMAS: dict[str, tuple[str, ...]] = {"llama": (), "mistral": (), "qwen2": BIASES, "qwen3": NORMS}
+
+# Buffers that older versions of transformers stored; no loader reads them.
+CONSTANTS = re.compile(
+    r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|cos_cached|sin_cached)|position_ids|(?:attn|attention)\.(?:masked_)?bias)$"
+)
+
+
+def is_constant(name: str, tensor: StoredTensor) -> bool:
+    """Whether a tensor is a buffer of older versions; a vector called bias is a weight."""
+    return CONSTANTS.search(name) is not None and not (name.endswith(".bias") and len(tensor.shape) == 1)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' warnings and bars off the terminal: what they are about is checked here."""
+    from transformers.utils import logging
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def parse_config(folder: str | Path) -> "PreTrainedConfig | None":
+    """A folder's config.json as transformers' own class reads it; None where it has no class for it, or refuses it."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        try:
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception:  # of many classes: each config has validators of its own
+            return None
+
+
+def config_meaning(config: "PreTrainedConfig") -> dict[str, Any]:
+    """All fields of a config as JSON, aliases resolved and defaults written out."""
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def is_read(field: str, config: "PreTrainedConfig", folder: str | Path) -> bool:
+    """Whether code reads a field ("text_config.head_dim"): the config's class knows it, or its name stands in the code.
+
+    The code is that of the model, what all of transformers' models share, and the folder's own.
+    """
+    import inspect
+
+    import transformers
+
+    first, _, rest = field.partition(".")
+    nested = getattr(config, first, None)
+    if rest and isinstance(nested, transformers.PreTrainedConfig):
+        return is_read(rest, nested, folder)
+    if first in {known.name for known in fields(type(config))} | config.attribute_map.keys():
+        return True
+    package, word = Path(transformers.__file__).parent, re.compile(rf"\b{re.escape(first)}\b")
+    places = [package, package / "generation", package / "integrations", Path(inspect.getfile(type(config))).parent]
+    code = (file for place in (*places, Path(folder)) for file in place.glob("*.py"))
+    return any(word.search(file.read_text(encoding="utf-8", errors="replace")) for file in code)
+
+
+def model_class(config: "PreTrainedConfig") -> Any:
+    """transformers' class of a model: the one its config names, else its causal language model; None: it has none."""
+    import transformers
+
+    own = getattr(transformers, (config.architectures or [""])[0], None)
+    return own or transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
+
+
+def loading_class(folder: str | Path) -> Any:
+    """transformers' class that loads a folder as what generates text: a causal language model, else the model's own."""
+    import transformers
+
+    config = parse_config(folder)
+    is_causal = config is None or type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForCausalLM if is_causal else model_class(config) or transformers.AutoModelForCausalLM
+
+
+def llama_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape of a Llama or one of its kind, by config.json alone; {} where that does not say it."""
+    if config.get("model_type") not in LLAMAS or config.get("attention_bias") or config.get("mlp_bias"):
+        return {}
+    try:
+        hidden, inner, heads = (config[f] for f in ("hidden_size", "intermediate_size", "num_attention_heads"))
+        head = config.get("head_dim") or hidden // heads
+        query, key = head * heads, head * (config.get("num_key_value_heads") or heads)
+        layer: dict[str, tuple[int, ...]] = {f"self_attn.{name}_proj.weight": (key, hidden) for name in "kv"}
+        layer |= {"self_attn.q_proj.weight": (query, hidden), "self_attn.o_proj.weight": (hidden, query)}
+        layer |= {f"mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        layer |= {"mlp.down_proj.weight": (hidden, inner)}
+        layer |= {f"{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+        further = dict(zip(BIASES + NORMS, ((query,), (key,), (key,), (head,), (head,)), strict=True))
+        layer |= {name: further[name] for name in LLAMAS[config["model_type"]]}
+        shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+        if not config.get("tie_word_embeddings"):
+            shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+        n_layers = config["num_hidden_layers"]
+        return shapes | {f"model.layers.{i}.{name}": layer[name] for i in range(n_layers) for name in layer}
+    except (KeyError, TypeError, ZeroDivisionError):
+        return {}
+
+
+def unloaded_tensors(folder: str | Path, header: Mapping[str, StoredTensor]) -> list[str]:
+    """The tensors of a folder that its model does not load, sorted.
+
+    They are none where the config's fields alone say so, and are not looked for where transformers cannot: it has no
+    class for the model, or the weights are quantised.
+
+    Args:
+        folder: of the model.
+        header: tensor name -> tensor, of the folder.
+
+    Returns:
+        Their names.
+
+    Raises:
+        UserError: the model has a tensor that is missing in the header, or one of another shape: transformers would go
+            on with random weights.
+    """
+    raw = read_json(Path(folder) / "config.json")
+    header = {name: tensor for name, tensor in header.items() if not is_constant(name, tensor)}
+    if "quantization_config" in raw or llama_shapes(raw) == {name: tensor.shape for name, tensor in header.items()}:
+        return []
+    config = parse_config(folder)
+    own_class = None if config is None else model_class(config)
+    if own_class is None:
+        return []
+
+    import torch
+
+    dtypes = {name: getattr(torch, FLOAT_DTYPES.get(tensor.dtype, "float32")) for name, tensor in header.items()}
+    state = {name: torch.empty(header[name].shape, dtype=dtypes[name], device="meta") for name in header}
+    with quiet_transformers():
+        try:
+            _, info = own_class.from_pretrained(
+                None, config=config, state_dict=state, device_map="meta", ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        except Exception as error:  # of whatever class
+            expected = f"expected the tensors of {own_class.__name__}"
+            raise UserError(f"{folder}: transformers cannot load it ({describe_error(error)}), {expected}") from None
+    model = f"{own_class.__name__} of its config.json"
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder}: has no tensor {missing[0]}, which {model} has ({len(missing)} are missing)")
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise UserError(f"{folder}: tensor {name} is {list(found)}, expected {list(expected)} as {model} has")
+    return sorted(info["unexpected_keys"])
