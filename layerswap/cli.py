@@ -25,7 +25,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from math import prod
@@ -320,8 +320,9 @@ def run_eval(options: argparse.Namespace) -> None:
     problems = {language: task.problems(language, limit=options.limit) for language in languages}
     exemplars = {language: task.exemplars(language, n_exemplars, style) for language in languages}
 
-    digests, base = {}, options.base and resolve_argument(options.base)
+    digests, states, base = {}, {}, options.base and resolve_argument(options.base)
     for folder in dict.fromkeys(resolve_argument(name, base) for name in options.model):
+        states[folder] = checkpoints.file_states(folder)  # before the digest
         weights = json_digest([f"torch.{options.dtype}", checkpoints.model_digest(folder)])  # as ``merge_key`` of one
         digests[folder] = json_digest([weights, checkpoints.tokenizer_digest(folder)])
 
@@ -329,7 +330,7 @@ def run_eval(options: argparse.Namespace) -> None:
 
     frames = []
     for folder, digest in digests.items():
-        model = evaluation.ScoredModel(folder, digest, cache(partial(load_for_eval, folder, options)))
+        model = evaluation.ScoredModel(folder, digest, cache(partial(load_for_eval, folder, states[folder], options)))
         frames += [
             evaluation.evaluate([model], task, problems[language], exemplars[language], options.samples, style=style,
                                 max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens)
@@ -341,8 +342,10 @@ def run_eval(options: argparse.Namespace) -> None:
     print(f"the answers lie in {options.samples}")
 
 
-def load_for_eval(folder: str, options: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model and the tokenizer of a folder."""
+def load_for_eval(
+    folder: str, states: Mapping[Path, tuple[int, int, int]], options: argparse.Namespace
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model and the tokenizer of a folder. UserError if its files are not in these states any more."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -350,7 +353,9 @@ def load_for_eval(folder: str, options: argparse.Namespace) -> "tuple[PreTrained
     if options.threads:
         torch.set_num_threads(options.threads)
     model = checkpoints.load_model(folder, getattr(torch, options.dtype), options.device)
-    return model, checkpoints.load_tokenizer(folder)
+    tokenizer = checkpoints.load_tokenizer(folder)
+    checkpoints.check_unchanged(folder, states)
+    return model, tokenizer
 
 
 COMMANDS = {"plan": run_plan, "merge": run_merge, "inspect": run_inspect, "verify": run_verify, "eval": run_eval}

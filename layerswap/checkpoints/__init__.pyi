@@ -12,7 +12,9 @@ from .loading import (
     unify_dtypes as unify_dtypes,
 )
 from .model_files import (
+    check_unchanged as check_unchanged,
     copy_model_files as copy_model_files,
+    file_states as file_states,
     model_digest as model_digest,
     tokenizer_digest as tokenizer_digest,
 )

@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from layerswap.checkpoints.safetensors import check_fetched, read_header, weights_digest
+from layerswap.errors import UserError
 from layerswap.files import file_digest, json_digest, read_json
 
 TEMPLATES = "additional_chat_templates/*.jinja"
@@ -76,6 +77,26 @@ def tokenizer_digest(folder: str | Path) -> str:
     path = Path(folder) / "generation_config.json"
     eos = read_json(path).get("eos_token_id") if path.is_file() else None
     return json_digest([eos, [[file.name, file_digest(file)] for file in matching_files(folder, TOKENIZER_FILES)]])
+
+
+def file_states(folder: str | Path) -> dict[Path, tuple[int, int, int]]:
+    """Each file that a model is read from -> what changes with it: its inode, size (bytes) and time (ns).
+
+    To be taken before a digest; ``check_unchanged`` then says whether what was loaded is what has that digest.
+
+    Raises:
+        UserError: as in ``read_header``.
+    """
+    weights = {tensor.file for tensor in read_header(folder).values()}
+    files = [*weights, *matching_files(folder, ("config.json", "generation_config.json", *TOKENIZER_FILES))]
+    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]}
+
+
+def check_unchanged(folder: str | Path, states: Mapping[Path, tuple[int, int, int]]) -> None:
+    """UserError names a file of a model that is not as ``file_states`` found it."""
+    present = file_states(folder)
+    if changed := sorted(file for file in {*present, *states} if present.get(file) != states.get(file)):
+        raise UserError(f"{changed[0]}: was changed or replaced meanwhile; nothing was kept of it, run again")
 
 
 def split_files(folder: str | Path, custom_code: bool = False) -> tuple[list[Path], dict[str, str]]:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from layerswap.checkpoints.compatibility import check_compatible
 from layerswap.checkpoints.layers import DecoderLayers, decoder_layers, find_layers
 from layerswap.checkpoints.loading import check_device, load_model
-from layerswap.checkpoints.model_files import model_digest
+from layerswap.checkpoints.model_files import check_unchanged, file_states, model_digest
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, read_header
 from layerswap.errors import UserError
 from layerswap.merging.arithmetic import weighted_mean_in_memory
@@ -75,6 +75,7 @@ class ExpertPair:
         for folder in list(self.folders.values())[1:]:
             check_compatible(math, folder)
         self.headers = {role: read_header(folder) for role, folder in self.folders.items()}
+        self.file_states = {role: file_states(folder) for role, folder in self.folders.items()}  # before the digests
         self.stored_layers = decoder_layers(math)
         self.n_layers = self.stored_layers.count
         self.applied: dict[int | None, Hashable] = {}  # layer (None: non-layer) -> signature of what the model has
@@ -120,8 +121,10 @@ class ExpertPair:
         return find_layers(names, model.config.to_dict(), self.folders["math"])
 
     def load(self, role: str) -> "PreTrainedModel":
-        """A role's model on the device, frozen."""
-        return load_model(self.folders[role], self.dtype, self.device).requires_grad_(False)
+        """A role's model on the device, frozen. UserError if its files have changed since there is this pair."""
+        model = load_model(self.folders[role], self.dtype, self.device).requires_grad_(False)
+        check_unchanged(self.folders[role], self.file_states[role])
+        return model
 
     def apply(self, plan: MergePlan) -> "PreTrainedModel":
         """The merged model of a plan, in eval mode.
@@ -212,7 +215,9 @@ class ExpertPair:
             return (tensors[role] if role in tensors else self.base_tensors[slot.name]).to(dtype)
         self.check_stored_name(slot.name, f"are stored as {dtype}, wider than {slot.math.dtype} here")
         with safe_open(self.headers[role][slot.name].file, "pt") as file:
-            return file.get_tensor(slot.name).to(self.device)
+            values = file.get_tensor(slot.name).to(self.device)
+        check_unchanged(self.folders[role], self.file_states[role])
+        return values
 
     def check_stored_name(self, name: str, reason: str) -> None:
         """UserError unless a tensor has the name in the file that it has in memory."""

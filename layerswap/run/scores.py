@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerswap.analysis.statistics import check_complete
 from layerswap.checkpoints.loading import load_model, load_tokenizer
-from layerswap.checkpoints.model_files import tokenizer_digest
+from layerswap.checkpoints.model_files import check_unchanged, file_states, tokenizer_digest
 from layerswap.errors import UserError
 from layerswap.evaluation.answers import AnswerCache
 from layerswap.evaluation.engine import nll
@@ -102,7 +102,7 @@ class ProfileScores:
         """
         path = BUILD / results_name(self.profile) / f"answers-{n_problems}.jsonl"
         index, answers = self.index, AnswerCache(path)
-        tokenizer, tokenizer_key = cache(load_tokenizer), cache(tokenizer_digest)
+        tokenizer, tokenizer_key, states = cache(load_tokenizer), cache(tokenizer_digest), cache(file_states)
         pairs, frames = seed_pairs(index, self.pairs), []
         for language in self.languages:
             problems = self.task.problems(language, self.split, n_problems)
@@ -110,9 +110,12 @@ class ProfileScores:
             for math_seed, language_seed in pairs:
                 for models, served in self.expert_pairs(conditions, language, math_seed, language_seed):
                     folder = models.folders["math"]
+                    states(folder)  # before the digest
 
                     def load(condition: Condition, models: ExpertPair = models, folder: Path = folder) -> LoadedModel:
-                        return models.apply(condition.plan), tokenizer(folder)
+                        loaded = models.apply(condition.plan), tokenizer(folder)
+                        check_unchanged(folder, states(folder))
+                        return loaded
 
                     scored = [
                         ScoredModel(
