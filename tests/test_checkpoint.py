@@ -456,7 +456,8 @@ SMALL = {"vocab_size": 19, "hidden_size": 32, "intermediate_size": 48, "num_hidd
          "num_key_value_heads": 2}  # fmt: skip
 FAMILIES = {
     "qwen2": Qwen2Config(**SMALL), "qwen3": Qwen3Config(**SMALL, head_dim=16), "gpt_neox": GPTNeoXConfig(**SMALL),
-    "mixtral": MixtralConfig(**SMALL, num_local_experts=2), "qwen2 tied": Qwen2Config(**SMALL, tie_word_embeddings=True),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=2),
+    "qwen2 tied": Qwen2Config(**SMALL, tie_word_embeddings=True),
     "gemma3": Gemma3Config(
         text_config=SMALL | {"head_dim": 8},
         vision_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -511,8 +512,9 @@ def test_what_a_copy_gets_and_what_is_left_out(tmp_path):
         "tekken.json",
         "additional_chat_templates/tools.jinja",
     ]
-    left_out = {"pytorch_model.bin": "weights", "optimizer.pt": "weights", "README.md": "of this", ".gitattributes": "of",
-                "modeling_x.py": "custom code", "onnx/model.onnx": "a folder", "adapter_config.json": "weights"}  # fmt: skip
+    left_out = {"pytorch_model.bin": "weights", "optimizer.pt": "weights", "adapter_config.json": "weights",
+                "README.md": "of this model", ".gitattributes": "of this model", "modeling_x.py": "custom code",
+                "onnx/model.onnx": "a folder"}  # fmt: skip
     for name in [*copied, *left_out]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")

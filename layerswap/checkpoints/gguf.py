@@ -37,7 +37,9 @@ CONFIG_FIELDS = {
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size", "logit_scale": "logits_scaling",
     "embedding_scale": "embedding_multiplier", "residual_scale": "residual_multiplier",
     "attention.scale": "attention_multiplier", "vocab_size": "vocab_size", "context_length": "max_position_embeddings",
+    "use_parallel_residual": "use_parallel_residual",
 }  # fmt: skip
+IGNORED_FIELDS = ("rope.scaling.finetuned", "tensor_data_layout")  # say nothing of what the model computes
 
 
 def load_gguf(path: Path) -> Path:
@@ -128,17 +130,17 @@ def set_rope(path: Path, reader: "GGUFReader", config: "PreTrainedConfig") -> No
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     prefix, rope = f"{read_field(reader, 'general.architecture')}.rope.scaling.", dict(config.rope_parameters or {})
-    if read_field(reader, prefix + "type") == "linear":
+    if read_field(reader, prefix + "type") == "linear" and "rope_theta" in rope:  # one rope for all layers
         config.rope_parameters = rope | {"rope_type": "linear", "factor": read_field(reader, prefix + "factor")}
     factors = next((tensor.data for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
     if factors is None:
         return
-    plain = 1 / rope["rope_theta"] ** (np.arange(len(factors)) / len(factors))
+    plain = 1 / rope.get("rope_theta", math.nan) ** (np.arange(len(factors)) / len(factors))
     for power in range(4, 24):  # a context of 8192 in Llama 3.1; where others fit, they give the same frequencies
         formula = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 1 << power}
         config.rope_parameters = rope | {"rope_type": "llama3", "factor": float(factors.max())} | formula
         frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-        if len(frequencies) == len(factors) and np.allclose(frequencies * factors, plain, rtol=1e-5, atol=0):
+        if len(frequencies) == len(factors) and np.allclose(frequencies.numpy() * factors, plain, rtol=1e-5, atol=0):
             return
     raise UserError(f"{path}: tensor {ROPE_FACTORS} is not the rope scaling of Llama 3.1, and no other is known here")
 
@@ -149,7 +151,7 @@ def check_fields(path: Path, reader: "GGUFReader", config: "PreTrainedConfig") -
 
     architecture, rope = read_field(reader, "general.architecture"), getattr(config, "rope_parameters", None) or {}
     names = {architecture, architecture.replace("-", "_"), config.model_type, config.model_type.removesuffix("_text")}
-    is_read = {field for name in names for field in GGUF_CONFIG_MAPPING.get(name, {})} - {"rope.dimension_count"}
+    is_read = {field for name in names for field, fate in GGUF_CONFIG_MAPPING.get(name, {}).items() if fate}
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     values: Mapping[str, Any] = {
         "attention.key_length": head, "attention.value_length": head, "rope.freq_base": rope.get("rope_theta"),
@@ -159,7 +161,7 @@ def check_fields(path: Path, reader: "GGUFReader", config: "PreTrainedConfig") -
     } | {field: getattr(config, name, None) for field, name in CONFIG_FIELDS.items()}  # fmt: skip
     for key in reader.fields:
         field, value = key.removeprefix(f"{architecture}."), read_field(reader, key)
-        if field == key or field in is_read or field == "rope.scaling.finetuned" or not value or value == "none":
+        if field == key or field in is_read or field in IGNORED_FIELDS or not value or value == "none":
             continue
         expected = values.get(field)
         is_close = isinstance(value, float) and expected is not None and math.isclose(value, expected, rel_tol=1e-5)
