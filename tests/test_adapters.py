@@ -9,10 +9,19 @@ import sys
 
 import pytest
 import torch
-from conftest import SPECIAL, WORDS, bits, same_bits, tensors, write_checkpoint
+from conftest import SPECIAL, WORDS, bits, same_bits, tensors, word_tokenizer, write_checkpoint
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 from layerswap.checkpoints import adapters, loading
 from layerswap.errors import UserError
@@ -227,6 +236,83 @@ def test_swapped_layers_of_merged_adapters_are_those_of_peft(tmp_path):
     assert all(same_bits(merged[name], expected[name]) for name in merged)
 
 
+# --- what an adapter brings, and other bases --------------------------------------------------------------------------
+
+
+def names_without_weights(folder):
+    return {path.name for path in folder.iterdir() if ".safetensors" not in path.name}
+
+
+def test_the_tokenizer_of_an_adapter_is_the_experts(tmp_path, base):
+    adapter = small_adapter(tmp_path / "adapter")
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text("the base's")
+    first = loading.resolve_model("adapter", "base")
+    word_tokenizer([*WORDS[:-1], "<|im_end|>"]).save_pretrained(adapter)
+    (adapter / "tokenizer.py").write_text("import os")
+    out = loading.resolve_model("adapter", "base")
+    assert out != first and AutoTokenizer.from_pretrained(out).get_vocab()["<|im_end|>"] == len(WORDS) - 1
+    for file in base.glob("*config.json"):
+        if "token" not in file.name:
+            assert (out / file.name).read_bytes() == file.read_bytes()
+    assert names_without_weights(out) == names_without_weights(base) | {"adapter.json"}  # no template, no code
+
+
+def test_a_chat_template_alone_goes_over_the_bases(tmp_path, base):
+    adapter = small_adapter(tmp_path / "adapter")
+    (adapter / "additional_chat_templates").mkdir()
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        (adapter / name).write_text("the adapter's")
+    out = loading.resolve_model("adapter", base)
+    assert (out / "chat_template.jinja").read_text() == "the adapter's"
+    assert (out / "additional_chat_templates" / "tools.jinja").read_text() == "the adapter's"
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+
+
+SMALL = {"vocab_size": 19, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2}  # fmt: skip
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+GEMMA3 = Gemma3Config(
+    text_config=SMALL | {"head_dim": 8}, vision_config={"hidden_size": 16, "intermediate_size": 32,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+)  # fmt: skip
+BASES = {
+    "gemma3": (Gemma3ForConditionalGeneration, GEMMA3, str),
+    "gemma3 of another version": (Gemma3ForConditionalGeneration, GEMMA3,
+                                  lambda name: name.replace("language_model.model.", "model.language_model.")),
+    "qwen2-vl": (
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLConfig(text_config=SMALL | {"rope_parameters": MROPE}, vision_config={"depth": 1, "embed_dim": 16,
+                      "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}), str,
+    ),
+    "mixtral": (MixtralForCausalLM, MixtralConfig(**SMALL, num_local_experts=2), str),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_class", "config", "rename"), BASES.values(), ids=BASES)
+def test_adapters_of_bases_with_other_names_in_memory(tmp_path, model_class, config, rename):
+    torch.manual_seed(1)
+    model_class(config).save_pretrained(tmp_path / "base")
+    weights = {rename(name): tensor for name, tensor in tensors(tmp_path / "base").items()}
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    model = model_class.from_pretrained(tmp_path / "base")
+    settings = LoraConfig(r=2, target_modules=r".*layers.*\.q_proj", init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(model_class.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    merged, info = model_class.from_pretrained(loading.resolve_model("adapter", "base"), output_loading_info=True)
+    expected = adapted.merge_and_unload().state_dict()
+    assert not any(info.values())
+    assert all(same_bits(tensor, expected[name]) for name, tensor in merged.state_dict().items())
+
+
+def test_constants_of_an_old_base_are_no_weights(tmp_path):
+    base, name = write_checkpoint(tmp_path / "base", layers=2), "model.layers.0.self_attn.rotary_emb.inv_freq"
+    weights = tensors(base)
+    save_file(weights | {name: torch.ones(4)}, base / "model.safetensors", {"format": "pt"})
+    small_adapter(tmp_path / "adapter")
+    assert tensors(loading.resolve_model("adapter", "base")).keys() == weights.keys()
+
+
 # --- made once ------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +429,9 @@ REFUSED = {
     "another rank": ({"r": 8}, r"PEFT cannot load it .*q_proj.lora_A.*\[2, 32\].*\[8, 32\]"),
     "a broken pattern": ({"rank_pattern": {"(": 1}}, "PEFT cannot load it .*unterminated subpattern"),
     "patterns in a list": ({"alpha_pattern": ["q_proj"]}, r"alpha_pattern is \['q_proj'\], expected a table"),
+    "nothing in it": (
+        {"weights": {A: torch.zeros(0), B: torch.zeros(0)}}, rf"{A} is empty, F32 \[0\], expected weights; ZeRO-3",
+    ),
     "a lone A": ({"weights": {A: torch.ones(2, 32)}}, f"has no tensor {B}, expected one for each module"),
     "a lone B": ({"weights": {B: torch.ones(32, 2)}}, f"has no tensor {A}, expected one for each module"),
     "nothing": ({"weights": {}}, f"has no tensor {A}"),

@@ -75,6 +75,32 @@ def test_merge_inspect_verify(capsys, checkpoint_factory, tmp_path):
     assert tensors(tmp_path / "added").keys() == tensors(math).keys()
 
 
+def test_merge_says_what_differs_and_what_is_left_out(capsys, checkpoint_factory, tmp_path):
+    math, language = checkpoint_factory("math", 1), checkpoint_factory("language", 2)
+    config = read_json(language / "config.json") | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    (language / "config.json").write_text(json.dumps(config | {"unsloth_version": "1", "pad_token_id": 2}))
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}
+    (math / "config.json").write_text(json.dumps(read_json(math / "config.json") | code))
+    (math / "modeling_mine.py").write_text("")
+    (math / "optimizer.pt").write_text("")
+    arguments = ["merge", "--math", math, "--language", language, "--out", tmp_path / "out"]
+    status, _, error = run(capsys, *arguments)
+    assert status == 2 and "config field rope_parameters.rope_theta is 10000.0 in" in error and error.count("\n") == 1
+    status, text, error = run(capsys, *arguments, "--allow", "rope_theta")
+    assert (status, error) == (0, "") and not (tmp_path / "out" / "modeling_mine.py").exists()
+    for line in (
+        "config field rope_parameters.rope_theta differs (10000.0 in math, 500000.0 in language): that of the math",
+        "config field unsloth_version differs (missing in math, 1 in language): that of the math expert is taken",
+        "config field pad_token_id differs (0 in math, 2 in language): that of the math expert is taken",
+        "left out of the math expert's folder: modeling_mine.py (custom code, named by config.json)",
+        "left out of the math expert's folder: optimizer.pt (weights or training state)",
+    ):
+        assert line in text
+    arguments[-1] = tmp_path / "with code"
+    status, text, _ = run(capsys, *arguments, "--allow", "rope_parameters", "--custom-code")
+    assert status == 0 and "modeling_mine" not in text and (tmp_path / "with code" / "modeling_mine.py").exists()
+
+
 def test_adapters_are_merged_into_the_base(capsys, checkpoint_factory, tmp_path, monkeypatch):
     monkeypatch.setattr(adapters, "BUILD", tmp_path / "build")
     disable_progress_bar()  # as in a process of its own
@@ -126,6 +152,8 @@ PLAN_FILES = {
     "date": "{name: 2024-01-01, layers: [0], non_layer_weight: 0}",
     "half": '{"name": "\\ud800", "layers": [0], "non_layer_weight": 0}',
     "nested": "[" * 5000,
+    "bomb": "a: &a [x, x]\nb: &b [*a, *a]\n",
+    "long": "{name: long, layers: [" + "1, " * 5000 + "1]}",
     "month": "a: 2024-13-45",
 }
 EVAL = ["eval", "--model", "{math}", "--languages", "en", "--exemplars", "1"]
@@ -166,6 +194,8 @@ BAD = {
     "plan with a number for a name": ([*MERGE, "--plan", "{number}"], "number: name is 2024, expected text"),
     "plan with a date for a name": ([*MERGE, "--plan", "{date}"], "date: name is datetime"),
     "plan with half a character": ([*MERGE, "--plan", "{half}"], "half: name is "),
+    "plan of aliases in aliases": ([*MERGE, "--plan", "{bomb}"], r"bomb: alias \*a stands within what has an anchor"),
+    "plan of long lists": ([*MERGE, "--plan", "{long}"], r"^.{,700}$"),
     "plan that is nested without end": ([*MERGE, "--plan", "{nested}"], "nested: "),
     "plan with a month too many": ([*MERGE, "--plan", "{month}"], "month: month must be"),
     "no plan at all": ([*MERGE, "--plan", ""], "No such file|Is a directory"),

@@ -19,7 +19,7 @@ from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
 from test_adapters import WEIGHTS, small_adapter
 from test_gguf import write_gguf
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from layerswap.checkpoints import adapters, compatibility, gguf, loading, safetensors
 from layerswap.errors import UserError
@@ -116,6 +116,28 @@ def test_an_adapter_needs_a_base(tmp_path):
     small_adapter(tmp_path / "it")
     with pytest.raises(UserError, match="^model 'it': is an adapter, expected a whole model to begin with$"):
         loading.resolve_model("it")
+
+
+@pytest.mark.parametrize("shard", [None, 20_000])
+def test_a_model_and_an_adapter_in_one_folder(tmp_path, base, shard):
+    folder = write_checkpoint(tmp_path / "it", layers=2, shard=shard)
+    small_adapter(tmp_path / "adapter")
+    shutil.copy(tmp_path / "adapter" / "adapter_config.json", folder)  # alone: merge_and_unload leaves it behind
+    assert loading.resolve_model("it") == loading.resolve_model("it", base) == folder
+    shutil.copy(tmp_path / "adapter" / WEIGHTS, folder)
+    for options in ((), (base,)):
+        with pytest.raises(UserError, match=f"it: holds both an adapter .adapter_config.json, {WEIGHTS}. and a whole"):
+            loading.resolve_model("it", *options)
+
+
+def test_a_model_that_is_no_causal_language_model_loads_as_its_own_class(tmp_path):
+    config = Qwen2VLConfig(
+        text_config={"vocab_size": 19, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                     "num_attention_heads": 4, "num_key_value_heads": 2},
+        vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
+    )  # fmt: skip
+    Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path / "it")
+    assert isinstance(loading.load_model(tmp_path / "it", torch.float32), Qwen2VLForConditionalGeneration)
 
 
 # --- the hub --------------------------------------------------------------------------------------------------------
@@ -232,6 +254,17 @@ def test_a_model_is_fetched_once_without_pickles_and_code(tmp_path, hub, base, r
     assert {authorization for *_, authorization in hub.requests} == {None}
     assert loading.resolve_model(f"owner/name@{revision}") == out
     assert hub.files() == sorted(path.name for path in base.iterdir())
+
+
+def test_all_files_of_a_model_are_fetched(hub, base):
+    names = ["preprocessor_config.json", "spiece.model", "tokenizer.model.v3", "vocab.txt", "qwen.tiktoken", "LICENSE",
+             "additional_chat_templates/tools.jinja"]  # fmt: skip
+    for name in names:
+        (hub.folder / name).parent.mkdir(exist_ok=True)
+        (hub.folder / name).write_text(json.dumps(name))  # another content, or one is enough for all
+    out = loading.resolve_model("owner/name@main")
+    assert {*hub.files()} == {*names, *(path.name for path in base.iterdir())}
+    assert all((out / name).is_file() for name in names)
 
 
 def test_an_adapter_on_the_hub_is_merged(tmp_path, hub, base):

@@ -47,6 +47,18 @@ CHANGED = {
 }
 
 
+def test_files_in_folders_are_verified_too(checkpoint_factory, tmp_path):
+    experts = [checkpoint_factory("math", 1), checkpoint_factory("language", 2)]
+    template = "additional_chat_templates/tools.jinja"
+    (experts[0] / template).parent.mkdir()
+    (experts[0] / template).write_text("{{ tools }}")
+    manifest = merge(*experts, layer_swap(4, 1, 1, 1), tmp_path / "out")
+    assert template in manifest["files"] and verify(tmp_path / "out") == len(manifest["tensors"])
+    flip(tmp_path / "out" / template)
+    with pytest.raises(UserError, match=f"{template}: sha256 is"):
+        verify(tmp_path / "out")
+
+
 @pytest.mark.parametrize("case", CHANGED)
 def test_verify_names_what_changed(experts, tmp_path, case):
     change, message = CHANGED[case]

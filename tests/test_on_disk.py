@@ -18,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layerswap.checkpoints.safetensors import DTYPE_BYTES, read_header, tensor_digest, weights_digest
+from layerswap.checkpoints.safetensors import DTYPE_BYTES, read_chunks, read_header, tensor_digest, weights_digest
 from layerswap.errors import UserError
 from layerswap.merging.manifest import verify
 from layerswap.merging.on_disk import merge
@@ -466,6 +466,79 @@ def test_the_donor_gives_config_and_tokenizer(checkpoint_factory, tmp_path):
     for donor in ("math", "language"):
         merge(math, language, SWAP, tmp_path / f"of-{donor}", donor=donor)
         assert (tmp_path / f"of-{donor}" / "chat_template.jinja").read_text() == donor
+
+
+def test_what_differs_is_allowed_or_not(checkpoint_factory, tmp_path):
+    math, language = checkpoint_factory("math", 1), checkpoint_factory("language", 2)
+    edit_config(rms_norm_eps=1e-5, pad_token_id=3)(math, language)
+    with pytest.raises(UserError, match="rms_norm_eps is 1e-06 .* --allow rms_norm_eps takes the donor's"):
+        merge(math, language, SWAP, tmp_path / "out")
+    with pytest.raises(UserError, match="allow names 'rms_norm', which does not differ"):
+        merge(math, language, SWAP, tmp_path / "out", allow=["rms_norm_eps", "rms_norm"])
+    assert not (tmp_path / "out").exists()
+    manifest = merge(math, language, SWAP, tmp_path / "out", allow=["rms_norm_eps"], donor="language")
+    assert manifest["allow"] == ["rms_norm_eps"] and manifest["differences"] == {
+        "config field rms_norm_eps": {"math": 1e-6, "language": 1e-5},
+        "config field pad_token_id": {"math": 0, "language": 3},
+    }
+    assert (tmp_path / "out" / "config.json").read_bytes() == (language / "config.json").read_bytes()
+
+
+def test_a_base_that_differs_is_listed_under_its_role(checkpoint_factory, tmp_path):
+    folders = [checkpoint_factory(name, i) for i, name in enumerate(("math", "language", "base"))]
+    edit_config(pad_token_id=5)(None, folders[2])
+    manifest = merge(*folders[:2], TIES, tmp_path / "out", base=folders[2])
+    assert manifest["differences"] == {"config field pad_token_id": {"math": 0, "base": 5}}
+
+
+def test_what_is_no_weight_in_all_is_left_out(checkpoint_factory, tmp_path):
+    folders = [checkpoint_factory(name, i) for i, name in enumerate(("math", "language", "base"))]
+    constant, head = "model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"
+    for folder in folders[:2]:
+        edit_tensors(lambda data: data | {constant: torch.ones(4)})(None, folder)
+    edit_tensors(lambda data: data | {head: data["model.embed_tokens.weight"].clone()})(None, folders[0])
+    manifest = merge(*folders[:2], layer_swap(4, 1, 1, 1, weight=0.3), tmp_path / "out")
+    merged = tensors(tmp_path / "out")
+    assert same_bits(merged[constant], torch.ones(4)) and head not in merged
+    assert manifest["differences"] == {
+        f"tensor {head}, which no loader reads,": {"math": "there", "language": "missing"}
+    }
+    assert merged.keys() == manifest["tensors"].keys() and verify(tmp_path / "out") == len(merged)
+    assert constant not in tensors_of_merge(*folders, tmp_path / "ties")
+
+
+def tensors_of_merge(math, language, base, out):
+    """The tensors of a merge of task vectors."""
+    merge(math, language, TIES, out, base=base)
+    return tensors(out)
+
+
+def test_tensors_that_the_model_does_not_load_are_named(checkpoint_factory, tmp_path):
+    math, language = checkpoint_factory("math", 1), checkpoint_factory("language", 2)
+    for folder in (math, language):
+        edit_tensors(lambda data: data.update({"mtp.fc.weight": torch.ones(3)}))(None, folder)
+    assert merge(math, language, SWAP, tmp_path / "out")["unloaded"] == ["mtp.fc.weight"]
+    for folder in (math, language):
+        edit_tensors(lambda data: data.pop(NORM) is None)(None, folder)
+    with pytest.raises(UserError, match=f"has no tensor {NORM}, which LlamaForCausalLM of its config.json has"):
+        merge(math, language, SWAP, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "C64", "F4"])
+def test_dtypes_of_scales_are_copied(checkpoint_factory, tmp_path, dtype):
+    for i, name in enumerate(("math", "language"), 1):
+        folder = checkpoint_factory(name, i)
+        entry = {"dtype": dtype, "shape": [2], "data_offsets": [0, DTYPE_BYTES[dtype] * (1 if dtype == "F4" else 2)]}
+        text = json.dumps({"model.layers.0.scale": entry}).encode()
+        raw = len(text).to_bytes(8, "little") + text + bytes([i] * entry["data_offsets"][1])
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+        (folder / "model-00002-of-00002.safetensors").write_bytes(raw)
+    merge(tmp_path / "math", tmp_path / "language", SWAP, tmp_path / "out")
+    tensor = read_header(tmp_path / "out")["model.layers.0.scale"]
+    assert tensor.dtype == dtype and b"".join(read_chunks(tensor)) == bytes([2] * tensor.n_bytes)
+    with pytest.raises(UserError, match=f"model.layers.0.scale is {dtype}, which cannot be mixed"):
+        merge(tmp_path / "math", tmp_path / "language", soup(4), tmp_path / "new")
 
 
 def test_progress_counts_every_byte(experts, tmp_path):

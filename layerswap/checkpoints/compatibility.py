@@ -27,15 +27,17 @@ from layerswap.files import read_json
 
 # Fields of config.json, also of nested ones, that change nothing that a trained model computes.
 STAMPED_FIELDS = re.compile(
-    r"(?:.*\.)?(?:pad_token_id|bos_token_id|architectures|auto_map|\w*dropout\w*|\w*_pdrop|_?unsloth\w*|"
-    r"_?(?:attn|experts)_implementation\w*|output_(?:attentions|hidden_states|router_logits)|return_dict\w*|gradient_checkpointing|chunk_size_feed_forward|"
-    r"\w*router_(?:aux|z)_loss_coef|pretraining_tp|problem_type|num_labels|(?:id2label|label2id|task_specific_params)\b.*|"
-    r"tokenizer_class|finetuning_task|_commit_hash)"
+    r"""(?:.*\.)? (?: pad_token_id | bos_token_id | architectures | (?:auto_map | id2label | label2id) \b.* | num_labels |
+    problem_type | task_specific_params \b.* | finetuning_task | tokenizer_class | \w*dropout\w* | \w*_pdrop |
+    \w*router_(?:aux|z)_loss_coef | pretraining_tp | chunk_size_feed_forward | gradient_checkpointing | _commit_hash |
+    output_(?:attentions | hidden_states | router_logits) | return_dict\w* | _?(?:attn|experts)_implementation\w* |
+    _?unsloth\w* )""",
+    re.VERBOSE,
 )
 # What wrappers of a model write into the names of its tensors.
 WRAPPERS = re.compile(
-    r"(?:^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_flat_param|base_layer|"
-    r"lora_\w+|modules_to_save|original_module)(?:\.|$)|^(module|base_model\.model)\."
+    r"(?:^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_flat_param|"
+    r"base_layer|lora_\w+|modules_to_save|original_module)(?:\.|$)|^(module|base_model\.model)\."
 )
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
