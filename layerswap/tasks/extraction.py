@@ -105,9 +105,9 @@ ALTERNATIVES = (
     rf"(?<!\d,\s){NUMBER}\s?(?:{ALTERNATIVE_WORDS})\s?{NUMBER}|"
     rf"{NUMBER}\s?(?P<unit>{LETTER}{{1,20}}?)\s?(?:{ALTERNATIVE_WORDS})\s?{NUMBER}\s?(?P=unit)"
 )
-# A number that tells which or how large, not how many: "30-minute", "6th", "第6", "6回目", "the 24 liters".
+# A number that tells which or how large, not how many: "30-minute", "6th", "第6", "6回目", "the 24 liters", "42 + 4".
 MODIFIER = re.compile(
-    rf"\d+-{LETTER}|\d+(?:st|nd|rd|th|º|ª|er|ère|ème|ম|য়|র্থ|ঠ|వ)\b|第\s?\d+|ที่\s?\d+|"
+    rf"\d+-{LETTER}|\d+\s?[-+*/×÷]\s?(?=\d)|\d+(?:st|nd|rd|th|º|ª|er|ère|ème|ম|য়|র্থ|ঠ|వ)\b|第\s?\d+|ที่\s?\d+|"
     r"\d+\s?(?:つ|回|番|日|か所|個|人|年)?目|\d+\w{1,3}(?:あたり|当たり|につき|ごと)|"
     r"\d+\s?(?:分間?|時間|日間?|年間?|円|ドル|インチ|センチ|メートル|マイル|グラム)の|\d+\s?(?:分钟|小时|英寸|厘米)的|"
     r"\b(?:the|all|these|those|his|her|their|first|last|next|remaining|den|allen?|diesen?|ersten|letzten|nächsten|"
@@ -334,11 +334,11 @@ def extract(text: str, language: str, stop: Sequence[str] = ()) -> Extraction:
     for statement in [*sorted(announcements(answer, language), reverse=True), *last_sentences(answer)]:
         if not HAS_NUMBER.search(statement.text):
             continue
-        sentence = strip_asides(statement.text)
+        is_last = statement.rule == "last number"
+        sentence = strip_asides(statement.text, is_last)
         if IS_NO_NUMBER.match(sentence):
             break
         if numbers := list(find_numbers(sentence, language)):
-            is_last = statement.rule == "last number"
             return Extraction(stated_number(sentence, numbers, is_last, results, counts), statement.rule)
     return Extraction(None, "none")
 
@@ -367,9 +367,16 @@ def last_sentences(text: str) -> Iterator[Statement]:
         yield from (Statement(False, 0, "last number", sentence) for sentence in reversed(SENTENCE_END.split(line)))
 
 
-def strip_asides(sentence: str) -> str:
-    """A sentence without its asides, as long as a number is left, and with results in place of calculations."""
-    sentence = CALCULATION.sub(lambda match: match[0].rpartition("=")[2] if "=" in match[0] else NO_NUMBER, sentence)
+def strip_asides(sentence: str, is_last: bool) -> str:
+    """A sentence without its asides, as long as a number is left, and with results in place of calculations.
+
+    A calculation without a result is no number, but that the last sentence breaks off in one says nothing.
+    """
+
+    def result(match: re.Match[str]) -> str:
+        return match[0].rpartition("=")[2] if "=" in match[0] else match[0] if is_last else NO_NUMBER
+
+    sentence = CALCULATION.sub(result, sentence)
     for aside, replacement in ASIDES:
         shorter = aside.sub(replacement, sentence)
         if replacement == NO_NUMBER or re.search(r"\d", shorter):
