@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = {
     "mergekit": ["mergekit==0.1.5", "torch==2.13.0"],
     "lm-eval": ["lm_eval[hf]==0.4.13", "torch==2.13.0"],
+    "math-verify": ["math-verify[antlr4_13_2]==0.9.0"],
 }
 
 

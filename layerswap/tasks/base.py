@@ -57,7 +57,11 @@ class Task(ABC):
 
     @abstractmethod
     def stops(self, language: str, style: str, has_exemplars: bool) -> tuple[str, ...]:
-        """Strings that end an answer."""
+        """Strings that end an answer.
+
+        has_exemplars: whether solved problems come before, which a model goes on with; False for instruct models, whose
+            answers have paragraphs.
+        """
 
     @abstractmethod
     def reference_text(self, problem: Problem, style: str) -> str:

@@ -139,7 +139,7 @@ class MGSM(Task):
         return "".join(solved) + f"{question_header}{problem.question}\n{header.rstrip()}"
 
     def stops(self, language: str, style: str, has_exemplars: bool = True) -> tuple[str, ...]:
-        """The header of a next question, and a blank line after exemplars; a chat ends itself."""
+        """The header of a next question, and a blank line after exemplars (of base models); a chat ends itself."""
         return () if style == "chat" else (*["\n\n"][:has_exemplars], HEADERS[language][0].rstrip())
 
     def reference_text(self, problem: Problem, style: str) -> str:
