@@ -241,8 +241,8 @@ def run_merge(options: argparse.Namespace) -> None:
     by_source = ", ".join(f"{count} from {source}" for source, count in n_tensors.items())
     print(f"{options.out}: {n_tensors.total()} tensors, {by_source}")
     for description, values in manifest["differences"].items():
-        found = ", ".join(f"{value} in {role}" for role, value in values.items())
-        print(f"{description} differs ({found}): that of the {options.donor} expert is taken")
+        places = ", ".join(f"{value} in {role}" for role, value in values.items())
+        print(f"{description} differs ({places}): that of the {options.donor} expert is taken")
     for name, reason in manifest["left_out"].items():
         print(f"left out of the {options.donor} expert's folder: {name} ({reason})")
     if manifest["unloaded"]:
