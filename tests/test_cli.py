@@ -98,7 +98,11 @@ def test_merge_says_what_differs_and_what_is_left_out(capsys, checkpoint_factory
         assert line in text
     arguments[-1] = tmp_path / "with code"
     status, text, _ = run(capsys, *arguments, "--allow", "rope_parameters", "--custom-code")
-    assert status == 0 and "modeling_mine" not in text and (tmp_path / "with code" / "modeling_mine.py").exists()
+    assert (
+        status == 0
+        and "expert's folder: modeling_mine" not in text
+        and (tmp_path / "with code" / "modeling_mine.py").exists()
+    )
 
 
 def test_adapters_are_merged_into_the_base(capsys, checkpoint_factory, tmp_path, monkeypatch):
