@@ -374,9 +374,9 @@ def test_a_model_that_is_replaced_meanwhile_leaves_no_answers(capsys, checkpoint
             n_refused += 1
         models = [*(tmp_path / f"trial {trial}").iterdir(), *experts]
         assert run(capsys, "eval", "--model", *models, "--samples", expected, *arguments)[0] == 0
-        known = answers_by_weights(expected)
+        expected_answers = answers_by_weights(expected)
         kept = answers_by_weights(samples)
-        assert kept and all(known[key] == answer for key, answer in kept.items())
+        assert kept and all(expected_answers[key] == answer for key, answer in kept.items())
     assert 10 < n_refused < 20
 
 
