@@ -326,16 +326,36 @@ def run_eval(options: argparse.Namespace) -> None:
         weights = json_digest([f"torch.{options.dtype}", checkpoints.model_digest(folder)])  # as ``merge_key`` of one
         digests[folder] = json_digest([weights, checkpoints.tokenizer_digest(folder)])
 
+    @cache
+    def load_tokenizers() -> "dict[str, PreTrainedTokenizerBase]":
+        """Those of all models. UserError unless every model can be given the prompts of every language."""
+        tokenizers = {folder: checkpoints.load_tokenizer(folder) for folder in digests}
+        for folder, tokenizer in tokenizers.items():
+            config = checkpoints.parse_config(folder)
+            for language in languages if config else ():  # that there is no such model, loading it says
+                evaluation.check_prompts(config, tokenizer, task, problems[language], exemplars[language], style=style,
+                                         max_new_tokens=options.max_new_tokens)  # fmt: skip
+        return tokenizers
+
+    def load(folder: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        tokenizers = load_tokenizers()  # before the first answer of the first model
+        return load_for_eval(folder, states[folder], options), tokenizers[folder]
+
     import pandas as pd
 
-    frames = []
-    for folder, digest in digests.items():
-        model = evaluation.ScoredModel(folder, digest, cache(partial(load_for_eval, folder, states[folder], options)))
-        frames += [
-            evaluation.evaluate([model], task, problems[language], exemplars[language], options.samples, style=style,
-                                max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens)
-            for language in languages
-        ]  # fmt: skip
+    frames, answers = [], evaluation.AnswerCache(options.samples)
+    try:
+        for folder, digest in digests.items():
+            check = partial(checkpoints.check_unchanged, folder, states[folder])
+            has_template = checkpoints.has_chat_template(folder)
+            model = evaluation.ScoredModel(folder, digest, cache(partial(load, folder)), check, has_template)
+            frames += [
+                evaluation.evaluate([model], task, problems[language], exemplars[language], answers, style=style,
+                                    max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens)
+                for language in languages
+            ]  # fmt: skip
+    finally:
+        answers.flush()  # whatever interrupted the evaluation's own
     table = analysis.summarize(pd.concat(frames, ignore_index=True)).rename(columns={"condition": "model"})
     print(table.round(4).to_string(index=False))
     print("accuracy: exact match with its 95 % interval (Wilson); nll: loss of the bare answer, nats")
@@ -344,8 +364,8 @@ def run_eval(options: argparse.Namespace) -> None:
 
 def load_for_eval(
     folder: str, states: Mapping[Path, tuple[int, int, int]], options: argparse.Namespace
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model and the tokenizer of a folder. UserError if its files are not in these states any more."""
+) -> "PreTrainedModel":
+    """The model of a folder. UserError if its files, the tokenizer's too, are not in these states any more."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -353,9 +373,8 @@ def load_for_eval(
     if options.threads:
         torch.set_num_threads(options.threads)
     model = checkpoints.load_model(folder, getattr(torch, options.dtype), options.device)
-    tokenizer = checkpoints.load_tokenizer(folder)
     checkpoints.check_unchanged(folder, states)
-    return model, tokenizer
+    return model
 
 
 COMMANDS = {"plan": run_plan, "merge": run_merge, "inspect": run_inspect, "verify": run_verify, "eval": run_eval}

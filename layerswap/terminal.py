@@ -2,6 +2,7 @@
 
 import _thread
 import atexit
+import io
 import os
 import signal
 import sys
@@ -31,6 +32,9 @@ def run_command(command: Callable[[], int], interrupted: str) -> int:
 
     After an interruption further ones are ignored: the process is about to end.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for what the terminal's encoding does not have
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the interpreter's end is too late to be interrupted
     with interruptible() as interruptions:
         try:
@@ -83,6 +87,22 @@ def interruptible() -> Iterator[list[int]]:
         sys.unraisablehook = hook
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def held_back_interruptions() -> Iterator[None]:
+    """Have an interruption wait for the end of the block, so that what the block writes is written whole."""
+    handler, interruptions = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *arguments: interruptions.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if interruptions:
+            handler(*interruptions[0])
 
 
 def print_error(message: str) -> None:

@@ -64,6 +64,23 @@ def test_answers_of_the_last_second_are_kept(tmp_path, monkeypatch, error):
     assert len(finished) == 2
 
 
+def test_rows_of_something_else_than_their_key_are_dropped(tmp_path):
+    cache = AnswerCache(tmp_path / "answers.jsonl")
+    cache.add(kept_row("a", 1))
+    cache.flush()
+
+    def refuse():
+        raise UserError("model.safetensors: was changed")
+
+    cache.check_source = refuse
+    cache.flush()  # nothing waits
+    cache.add(kept_row("b", 2))
+    with pytest.raises(UserError, match="was changed"):
+        cache.flush()
+    cache.flush()
+    assert not cache.pending and len(cache.path.read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize("field", ["key", "answer_nll"])
 def test_a_file_of_something_else_is_refused(tmp_path, field):
     row = {name: value for name, value in kept_row("a", 1).items() if name != field}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import same_bits, tensors
+from conftest import same_bits, tensors, write_checkpoint
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from layerswap import checkpoints
 from layerswap.checkpoints import adapters, loading
 from layerswap.cli import main, parse_size
+from layerswap.evaluation import AnswerCache
 from layerswap.files import read_json
 from layerswap.merging import Plan, TaskVectors
 
@@ -160,7 +161,7 @@ PLAN_FILES = {
     "long": "{name: long, layers: [" + "1, " * 5000 + "1]}",
     "month": "a: 2024-13-45",
 }
-EVAL = ["eval", "--model", "{math}", "--languages", "en", "--exemplars", "1"]
+EVAL = ["eval", "--model", "{math}", "--languages", "en", "--exemplars", "1", "--max-new-tokens", "4"]
 BAD = {
     "nothing": ([], "required: command"),
     "unknown command": (["swap"], "invalid choice: 'swap'"),
@@ -289,6 +290,107 @@ def test_eval_prints_a_table_and_keeps_the_answers(capsys, experts, tmp_path, mo
     assert len(rows) == 4 and len({row["weights"] for row in rows}) == 2 and {row["shots"] for row in rows} == {1}
     assert run(capsys, *arguments)[1] == text and len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
     assert run_without_torch(*arguments) == text  # finished answers need no model
+
+
+def test_20_random_replacements_leave_no_foreign_answers(capsys, experts, tmp_path, monkeypatch):
+    """While two models are evaluated, one of their folders becomes another model, at any moment and in any manner.
+
+    Whatever is kept is what the model of its key answers.
+    """
+    monkeypatch.setenv("LAYERSWAP_DATA", str(write_mgsm(tmp_path / "data", n_problems=9)))
+    third = write_checkpoint(tmp_path / "third", 3)
+    arguments = ["--languages", "en", "--exemplars", 0, "--max-new-tokens", 4, "--batch-tokens", 32]
+    answers_of = {}
+    for model in (*experts, third):
+        assert run(capsys, "eval", "--model", model, *arguments, "--samples", tmp_path / "own.jsonl")[0] == 0
+    for line in (tmp_path / "own.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        answers_of[row["key"]] = row["text"], row["answer_nll"]
+    assert len(answers_of) == 27
+
+    rng, add, load, n_refused = random.Random(0), AnswerCache.add, loading.load_model, 0
+    for i in range(20):
+        folders = [
+            shutil.copytree(expert, tmp_path / f"{name}-{i}") for expert, name in zip(experts, "ab", strict=True)
+        ]
+        moments = iter(range(1000))
+        when, manner, folder = rng.randrange(22), rng.choice(["renamed", "weights over weights"]), rng.choice(folders)
+
+        def next_moment(moments=moments, when=when, folder=folder, manner=manner):
+            if next(moments) == when:
+                replace_folder(folder, third, manner)
+
+        def add_later(cache, row, next_moment=next_moment):
+            next_moment()
+            add(cache, row)
+
+        def load_between(*details, next_moment=next_moment):
+            next_moment()  # after the digest
+            model = load(*details)
+            next_moment()  # before the first answer
+            return model
+
+        monkeypatch.setattr(AnswerCache, "add", add_later)
+        monkeypatch.setattr(checkpoints, "load_model", load_between)
+        samples = tmp_path / f"answers-{i}.jsonl"
+        status, _, error = run(capsys, "eval", "--model", *folders, *arguments, "--samples", samples)
+        assert status in (0, 2) and ("was changed or replaced meanwhile" in error) == (status == 2), error
+        n_refused += status == 2
+        rows = [json.loads(line) for line in samples.read_text().splitlines()] if samples.is_file() else []
+        assert [(row["text"], row["answer_nll"]) for row in rows] == [answers_of[row["key"]] for row in rows]
+    assert n_refused > 5
+
+
+def test_eval_checks_all_models_before_the_first_answer(capsys, experts, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAYERSWAP_DATA", str(write_mgsm(tmp_path / "data")))
+    good, bad = (shutil.copytree(experts[0], tmp_path / name) for name in ("good", "bad"))
+    (good / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    arguments = ["eval", "--model", good, bad, "--languages", "en", "--samples", tmp_path / "answers.jsonl"]
+    arguments += ["--max-new-tokens", 4]
+    for style, problem in (("chat", "has no chat template"), ("chat", "the chat template fails (no roles)"),
+                           ("direct", "2 of 2 prompts do not fit the model's context of 3 tokens"),
+                           ("direct", "transformers cannot load its tokenizer")):  # fmt: skip
+        if "fails" in problem:
+            (bad / "chat_template.jinja").write_text("{{ raise_exception('no roles') }}")
+        elif "context" in problem:
+            path = bad / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 3}))
+        elif "tokenizer" in problem:
+            (bad / "tokenizer.json").write_text("{}")
+        status, text, error = run(capsys, *arguments, "--style", style, "--exemplars", 0)
+        assert status == 2 and problem in error and error.count("\n") == 1 and not text
+        assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_eval_says_what_ends_an_answer(capsys, experts, tmp_path, monkeypatch):
+    """A blank line does not end an answer of a model with a chat template; the next question's header does."""
+    monkeypatch.setenv("LAYERSWAP_DATA", str(write_mgsm(tmp_path / "data")))
+    instruct = shutil.copytree(experts[0], tmp_path / "instruct")
+    (instruct / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    arguments = ["eval", "--model", experts[0], instruct, "--languages", "en", "--samples", tmp_path / "answers.jsonl"]
+    arguments += ["--max-new-tokens", 4]
+    _, text, _ = run(capsys, *arguments, "--exemplars", 1)
+    header, base, chat = text.splitlines()[:3]
+    assert "stops" in header and "a blank line or Question:" in base
+    assert "Question:" in chat and "blank line" not in chat
+    _, text, _ = run(capsys, *arguments, "--style", "chat", "--model", instruct)
+    assert "stops" not in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_any_terminal_can_be_printed_to(checkpoint_factory, tmp_path, encoding):
+    """Names that the terminal's encoding does not have are written with escapes."""
+    model, other = checkpoint_factory("modèle-ไทย"), checkpoint_factory("other", 1)
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    arguments = ["--task", "lab", "--languages", "sw", "--limit", "1", "--max-new-tokens", "2"]
+    for command in (["eval", "--model", model.name, *arguments], ["inspect", model.name], ["verify", model.name],
+                    ["merge", "--math", model.name, "--language", other.name, "--out", f"{encoding}-ไทย"]):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "layerswap", *command], cwd=tmp_path, env=environment, capture_output=True
+        )
+        printed = (done.stdout + done.stderr).decode(encoding)
+        assert done.returncode == (2 if command[0] == "verify" else 0) and "Traceback" not in printed, printed
+        assert r"\u0e44\u0e17\u0e22" in printed or command[0] == "inspect"
 
 
 def test_eval_of_the_lab_takes_its_style_without_exemplars(capsys, experts, tmp_path, monkeypatch):
@@ -490,6 +592,38 @@ def test_an_interrupted_eval_goes_on(capsys, experts, tmp_path, monkeypatch):
     assert run(capsys, *arguments)[0] == 0
     rows = samples.read_text().splitlines()
     assert 0 < len(kept) < 400 == len(rows) and rows[: len(kept)] == kept
+
+
+@pytest.mark.parametrize("pause", [0, 0.001, 0.01])  # seconds
+def test_every_answer_that_was_finished_is_kept(experts, tmp_path, pause):
+    """However often Ctrl-C is pressed: what ended before the first time is in the file when the line is printed."""
+    environment = os.environ | {"LAYERSWAP_DATA": str(write_mgsm(tmp_path / "data", n_problems=400))}
+    code = f"""
+import signal, sys, os, threading, time
+from layerswap import cli
+from layerswap.evaluation import AnswerCache
+add, flush, finished = AnswerCache.add, AnswerCache.flush, []
+def press():
+    for _ in range(5):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep({pause})
+def announce(cache, row):
+    cache.last_flush = float("inf")  # nothing is written while the answers come
+    add(cache, row)
+    with open("finished", "a") as file:
+        print(row["key"], file=file, flush=True)
+    finished.append(row)
+    if len(finished) == 100:
+        threading.Thread(target=press).start()
+AnswerCache.add = announce
+sys.exit(cli.main())
+"""
+    arguments = ["eval", "--model", experts[0], "--languages", "en", "--exemplars", 0, "--max-new-tokens", 10]
+    process = start(*arguments, code=code, cwd=tmp_path, env=environment)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and error.count("\n") == 1 and "finished answers are kept" in error, error
+    keys = {json.loads(line)["key"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()}
+    assert len(keys) >= 100 and set((tmp_path / "finished").read_text().split()[:-1]) <= keys
 
 
 def test_an_interrupted_merge_leaves_nothing(checkpoint_factory, tmp_path):

@@ -10,6 +10,7 @@ from conftest import word_tokenizer, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from layerswap.errors import UserError
+from layerswap.evaluation.answers import AnswerCache
 from layerswap.evaluation.engine import generate
 from layerswap.experts import index as index_module
 from layerswap.experts.index import ExpertIndex, save_index
@@ -123,6 +124,38 @@ def test_answers_do_not_depend_on_what_was_scored_before(index, tmp_path):
     save_index("p", index)
     after = [scorer(["sw"]).score(experts_alone(4), n) for n in (40, 17, 3)][::-1]
     assert all(first.equals(second) for first, second in zip(before, after, strict=True))
+
+
+def test_all_languages_are_checked_before_the_first_answer(index, monkeypatch):
+    prompt = LabTask.prompt
+    monkeypatch.setattr(
+        LabTask,
+        "prompt",
+        lambda task, problem, *rest: prompt(task, problem, *rest) + " one" * 200 * (problem.language == "te"),
+    )
+    with pytest.raises(UserError, match="3 of 3 prompts do not fit the model's context of 128 tokens"):
+        scorer(["sw", "te"]).score(experts_alone(4), 3)
+    assert not list(scores_module.BUILD.rglob("answers*.jsonl"))
+
+
+@pytest.mark.parametrize("when", ["loading", "answering"])
+def test_experts_that_change_meanwhile_leave_no_answers(index, tmp_path, monkeypatch, when):
+    weights = tmp_path / "sw" / "model.safetensors"
+    original, overwrite = weights.read_bytes(), (tmp_path / "te" / "model.safetensors").read_bytes()
+    place, name = (ExpertPair, "apply") if when == "loading" else (AnswerCache, "add")
+    unchanged = getattr(place, name)
+
+    def changed_before(*arguments):
+        weights.write_bytes(overwrite)  # in place: what is loaded without a copy changes with it
+        return unchanged(*arguments)
+
+    monkeypatch.setattr(place, name, changed_before)
+    conditions = [Condition("language expert", uniform(4, 1.0, "whole"))]
+    with pytest.raises(UserError, match="sw/model.safetensors: was changed or replaced meanwhile"):
+        scorer(["sw"]).score(conditions, 3)
+    monkeypatch.setattr(place, name, unchanged)
+    weights.write_bytes(original)
+    assert not [path for path in scores_module.BUILD.rglob("answers*.jsonl") if path.stat().st_size]
 
 
 def test_validation_and_test_problems_are_disjoint(index, tmp_path, monkeypatch):

@@ -56,6 +56,36 @@ def evaluate_lab(cache, models, n=6, **settings):
     return evaluate(models, LAB, make_problems(n), [], cache, **options)
 
 
+def test_models_with_a_chat_template_are_not_stopped_by_a_blank_line(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(engine, "stream", lambda *arguments, **options: calls.append(arguments[4]) or [])
+    problem, exemplar = Problem("p0", "sw", "?", None, 18), Problem("exemplar-0", "sw", "?", "Jibu ni 11.", 11)
+    for has_chat_template, exemplars, style, stops in (
+        (False, [exemplar], "native_cot", ("\n\n", "Swali:")), (True, [exemplar], "native_cot", ("Swali:",)),
+        (False, [], "direct", ("Swali:",)), (True, [], "direct", ("Swali:",)), (True, [], "chat", ()),
+    ):  # fmt: skip
+        tokenizer = word_tokenizer()
+        tokenizer.chat_template = "{{ messages[0].content }}"
+        load = lambda tokenizer=tokenizer: (make_model(0), tokenizer)  # noqa: E731
+        model = ScoredModel("a", "weights-a", load, has_chat_template=has_chat_template)
+        with pytest.raises(KeyError):  # nothing is answered here
+            evaluate([model], LOCAL, [problem], exemplars, tmp_path / "a.jsonl", style=style, max_new_tokens=5)
+        assert calls.pop() == stops
+
+
+def test_rows_say_what_may_end_an_answer(tmp_path):
+    answers = evaluate([scored_model("a", 0)], Echo(), Echo().problems("en"), [], tmp_path / "a.jsonl",
+                       style="plain", max_new_tokens=4)  # fmt: skip
+    assert set(answers.stops) == {"."} and list(summarize(answers).stops) == ["."]
+    assert "stops" not in summarize(evaluate_lab(tmp_path / "a.jsonl", [scored_model("a", 0)]))
+
+
+def test_unfinished_thinking_counts_as_truncated(tmp_path):
+    frame = evaluate_lab(tmp_path / "answers.jsonl", [scored_model("a", 0)])
+    frame.loc[:2, "rule"], frame["stop"] = "truncated", "eos"
+    assert list(summarize(frame).truncated) == [3]
+
+
 def test_a_second_run_computes_nothing(tmp_path):
     path = tmp_path / "answers.jsonl"
     first = evaluate_lab(path, [scored_model("a", 0)])

@@ -1,5 +1,6 @@
 """How a command ends: exit statuses, and what is printed of errors and interruptions."""
 
+import io
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import weakref
 import pytest
 
 from layerswap.errors import UserError
-from layerswap.terminal import run_command
+from layerswap.terminal import held_back_interruptions, run_command
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,25 @@ def press_ctrl_c_again_while_cleaning_up():
 def test_status_and_line(capsys, command, status, line):
     assert run_command(command, "all is kept") == status
     assert capsys.readouterr() == ("", line)
+
+
+def test_an_interruption_is_held_back_until_the_block_has_ended():
+    steps = []
+    with pytest.raises(KeyboardInterrupt):
+        with held_back_interruptions():
+            for step in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+                steps.append(step)
+        steps.append("not reached")
+    assert steps == [0, 1, 2] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert run_command(lambda: print("ไทย – é") or 0, "") == 0
+    assert written.getvalue() == rb"\u0e44\u0e17\u0e22 \u2013 \xe9" + b"\n"
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])

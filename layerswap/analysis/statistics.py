@@ -305,15 +305,18 @@ def summarize(frame: pd.DataFrame, by: Sequence[str] = ("condition", "language")
         by: columns that make a group.
 
     Returns:
-        Columns of ``accuracy``, then numbers of answers: truncated (cut off at the token limit), no_answer (without a
-        number), wrong_language, eos and stop_string (how they ended), lm_eval_strict and lm_eval_flexible (right by
-        lm-eval's filters); nll_token and nll_byte, the answer loss in nats a token and a byte over all problems.
+        Columns of ``accuracy``; stops, what may end an answer beside the end token, where anything may; then numbers of
+        answers: truncated (cut off at the token limit, or within their thinking), no_answer (without a number),
+        wrong_language, eos and stop_string (how they ended), lm_eval_strict and lm_eval_flexible (right by lm-eval's
+        filters); nll_token and nll_byte, the answer loss in nats a token and a byte over all problems.
     """
     table = accuracy(frame, by)
     groups = frame.assign(
-        truncated=frame.stop == "length", no_answer=frame.value.isna(), eos=frame.stop == "eos",
-        stop_string=frame.stop == "stop string",
+        truncated=(frame.stop == "length") | (frame.rule == "truncated"), no_answer=frame.value.isna(),
+        eos=frame.stop == "eos", stop_string=frame.stop == "stop string",
     ).groupby(list(by), sort=False)  # fmt: skip
+    if "stops" in frame and frame.stops.any():
+        table["stops"] = groups["stops"].first().to_numpy()
     numbers = "truncated no_answer wrong_language eos stop_string lm_eval_strict lm_eval_flexible".split()
     for column in numbers:
         table[column] = groups[column].sum().to_numpy()

@@ -1,5 +1,5 @@
 from .adapters import merge_adapter as merge_adapter
-from .architecture import unloaded_tensors as unloaded_tensors
+from .architecture import parse_config as parse_config, unloaded_tensors as unloaded_tensors
 from .compatibility import check_compatible as check_compatible, mergeable_headers as mergeable_headers
 from .difference import Difference as Difference
 from .gguf import convert_gguf as convert_gguf, load_gguf as load_gguf, smollm2 as smollm2
@@ -15,6 +15,7 @@ from .model_files import (
     check_unchanged as check_unchanged,
     copy_model_files as copy_model_files,
     file_states as file_states,
+    has_chat_template as has_chat_template,
     model_digest as model_digest,
     tokenizer_digest as tokenizer_digest,
 )

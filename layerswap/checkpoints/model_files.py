@@ -99,6 +99,13 @@ def check_unchanged(folder: str | Path, states: Mapping[Path, tuple[int, int, in
         raise UserError(f"{changed[0]}: was changed or replaced meanwhile; nothing was kept of it, run again")
 
 
+def has_chat_template(folder: str | Path) -> bool:
+    """Whether a model's tokenizer has a chat template, as instruct models' have; no tokenizer is loaded."""
+    path = Path(folder) / "tokenizer_config.json"
+    in_config = path.is_file() and read_json(path).get("chat_template")
+    return bool(in_config or matching_files(folder, ("chat_template*", TEMPLATES)))
+
+
 def split_files(folder: str | Path, custom_code: bool = False) -> tuple[list[Path], dict[str, str]]:
     """The files of a model that a copy of it gets, and those that it does not.
 

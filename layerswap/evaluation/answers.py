@@ -8,10 +8,12 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from layerswap.errors import UserError
+from layerswap.terminal import held_back_interruptions
 
 RECORD = "stop n_tokens text answer_language answer_nll answer_tokens answer_bytes".split()  # fields of an answer
 
@@ -22,6 +24,7 @@ class AnswerCache:
     Attributes:
         path: the file; it need not exist.
         rows: key -> answer, a dict with its key under "key".
+        check_source: called before rows are written; if it raises a UserError, they are not those of their keys.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -29,6 +32,7 @@ class AnswerCache:
         self.rows: dict[str, dict[str, Any]] = {}
         self.pending: list[dict[str, Any]] = []
         self.n_bytes_read, self.last_flush = 0, time.monotonic()
+        self.check_source: Callable[[], None] = lambda: None
         self.read()
 
     def read(self) -> None:
@@ -67,10 +71,18 @@ class AnswerCache:
             self.flush()
 
     def flush(self) -> None:
-        """Append the pending rows whose key is not in the file yet, as whole lines, and flush them to the disk."""
+        """Append the pending rows whose key is not in the file yet, as whole lines, and flush them to the disk.
+
+        An interruption meanwhile is raised afterwards. UserError: ``check_source``'s, and the rows are not kept.
+        """
         if not self.pending:
             return
-        with open(self.path, "a+b") as file:
+        try:
+            self.check_source()
+        except UserError:
+            self.pending = []
+            raise
+        with held_back_interruptions(), open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a torn line
@@ -86,4 +98,4 @@ class AnswerCache:
             file.flush()
             os.fsync(file.fileno())
             self.read()
-        self.pending, self.last_flush = [], time.monotonic()
+            self.pending, self.last_flush = [], time.monotonic()

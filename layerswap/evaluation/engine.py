@@ -28,7 +28,7 @@ from layerswap.evaluation.prefix_attention import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from layerswap.evaluation.prefix_attention import LayerKV
 
@@ -114,8 +114,8 @@ class GrowingAnswer:
 
 
 def encode_prompts(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], model: "PreTrainedModel", token_budgets: Sequence[int],
-    *, add_special_tokens: bool,
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], config: "PreTrainedConfig",
+    token_budgets: Sequence[int], *, add_special_tokens: bool,
 ) -> list[list[int]]:  # fmt: skip
     """Token ids of each text.
 
@@ -125,8 +125,8 @@ def encode_prompts(
     encoded = tokenizer(list(texts), add_special_tokens=add_special_tokens).input_ids if texts else []
     if any(ids[-1:] == [tokenizer.eos_token_id] for ids in encoded if add_special_tokens):
         raise UserError(f"{tokenizer.name_or_path}: the tokenizer ends every text; set add_eos_token to false")
-    config = model.config.get_text_config()
-    context, rope = context_length(model), getattr(config, "rope_parameters", None) or {}
+    config = config.get_text_config()
+    context, rope = context_length(config), getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":  # beyond that, what was calculated before would have to change
         context = min(context, rope["original_max_position_embeddings"])
     totals = [len(ids) + budget for ids, budget in zip(encoded, token_budgets, strict=True)]
@@ -143,9 +143,8 @@ def encode_prompts(
     return encoded
 
 
-def context_length(model: "PreTrainedModel") -> float:
-    """The tokens that a model can read, by its config; no bound where that names none (ALiBi, for one)."""
-    config = model.config.get_text_config()
+def context_length(config: "PreTrainedConfig") -> float:
+    """The tokens that a model can read; no bound where its config names none (ALiBi, for one)."""
     return next((length for field in CONTEXT_FIELDS if (length := getattr(config, field, None))), math.inf)
 
 
@@ -230,7 +229,7 @@ def stream(
     if continuations is not None:
         continuation_ids = encode_continuations(tokenizer, continuations, len(prompts))
     token_budgets = [max(max_new_tokens, len(ids)) for ids in continuation_ids]
-    encoded = encode_prompts(tokenizer, prompts, model, token_budgets, add_special_tokens=not templated)
+    encoded = encode_prompts(tokenizer, prompts, model.config, token_budgets, add_special_tokens=not templated)
     requested = set(range(len(prompts))) if indices is None else indices
 
     def to_generation(i: int, answer: GrowingAnswer, reason: str, nats: float) -> Generation:
@@ -475,7 +474,8 @@ def nll(
             prefix or a batch.
     """
     continuation_ids = encode_continuations(tokenizer, continuations, len(prompts))
-    prompt_ids = encode_prompts(tokenizer, prompts, model, list(map(len, continuation_ids)), add_special_tokens=True)
+    token_budgets = list(map(len, continuation_ids))
+    prompt_ids = encode_prompts(tokenizer, prompts, model.config, token_budgets, add_special_tokens=True)
     if not supports_shared_attention(model):
         return [
             Loss(continuation_nats(model, first, second), len(second), len(text.encode()))

@@ -19,12 +19,12 @@ from layerswap.tasks.base import Problem, Task
 from layerswap.tasks.extraction import identify_language, lm_eval_scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from layerswap.evaluation.engine import Generation
 
 SCORES = "value correct rule wrong_language lm_eval_strict lm_eval_flexible".split()
-COLUMNS = ["condition", "language", "style", "id", "gold", *SCORES, *RECORD]
+COLUMNS = ["condition", "language", "style", "stops", "id", "gold", *SCORES, *RECORD]
 TODAY = "26 Jul 2024"  # for chat templates that tell the date, as Llama's do: a prompt must not change by the day
 
 
@@ -35,11 +35,15 @@ class ScoredModel(NamedTuple):
         name: the ``condition`` of its rows; plays no part in the keys of its answers.
         digest: of its weights, dtype and tokenizer.
         load: returns (model, tokenizer); called only if an answer is missing from the cache.
+        check: raises UserError if what was loaded is not what has the digest any more; called before answers are kept.
+        has_chat_template: whether it is an instruct model, whose answers have paragraphs: no blank line ends them.
     """
 
     name: str
     digest: str
     load: "Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]"
+    check: Callable[[], None] = lambda: None
+    has_chat_template: bool = False
 
 
 def evaluate(
@@ -59,7 +63,8 @@ def evaluate(
         batch_tokens: as in ``engine.stream``.
 
     Returns:
-        Among the columns: ``value``, the number as a string, or NaN; ``correct``, whether it is the problem's;
+        Among the columns: ``stops``, what may end an answer beside the end token; ``value``, the number as a string, or
+        NaN; ``correct``, whether it is the problem's;
         ``rule``, what found it; ``stop``, why the answer ended; ``answer_nll``, the loss in nats of the task's
         reference text.
 
@@ -71,10 +76,10 @@ def evaluate(
         raise UserError("problems is empty, expected one or more")
     cache, records = cache if isinstance(cache, AnswerCache) else AnswerCache(cache), []
     language, is_chat = problems[0].language, style == "chat"
-    stop = task.stops(language, style, bool(exemplars))
     prompts = [task.prompt(problem, exemplars, style) for problem in problems]
     references = [task.reference_text(problem, style) for problem in problems]
     for model in models:
+        stop = task.stops(language, style, bool(exemplars) and not model.has_chat_template)
         decoding = [model.digest, is_chat, max_new_tokens, list(stop)]
         keys = [json_digest([*decoding, *texts]) for texts in zip(prompts, references, strict=True)]
         missing = {i for i, key in enumerate(keys) if key not in cache.rows}
@@ -93,6 +98,7 @@ def evaluate(
                     cache.add({"key": keys[i], "id": problems[i].id, **details, **to_record(answer)})
 
                 network, tokenizer = model.load()
+                cache.check_source = model.check
                 texts = [apply_template(tokenizer, prompt) for prompt in prompts] if is_chat else prompts
                 try:
                     for _ in stream(network, tokenizer, texts, max_new_tokens, stop, references, templated=is_chat,
@@ -102,9 +108,28 @@ def evaluate(
                     cache.flush()
         records += [
             score_answer(model.name, task, problem, cache.rows[key], style)
+            | {"stops": " or ".join(string.replace("\n\n", "a blank line") for string in stop)}
             for problem, key in zip(problems, keys, strict=True)
         ]
     return pd.DataFrame(records, columns=COLUMNS).astype({"value": "str", "answer_language": "str"})
+
+
+def check_prompts(
+    config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase", task: Task, problems: Sequence[Problem],
+    exemplars: Sequence[Problem], *, style: str, max_new_tokens: int,
+) -> None:  # fmt: skip
+    """UserError unless a model could be given the prompts that ``evaluate`` makes of these; no weights are needed.
+
+    That is what ``evaluate`` says too late of the second of many models: a chat template that fails, or prompts that do
+    not fit the context.
+    """
+    from layerswap.evaluation.engine import encode_continuations, encode_prompts
+
+    prompts, is_chat = [task.prompt(problem, exemplars, style) for problem in problems], style == "chat"
+    texts = [apply_template(tokenizer, prompt) for prompt in prompts] if is_chat else prompts
+    references = encode_continuations(tokenizer, [task.reference_text(p, style) for p in problems], len(problems))
+    token_budgets = [max(max_new_tokens, len(ids)) for ids in references]
+    encode_prompts(tokenizer, texts, config, token_budgets, add_special_tokens=not is_chat)
 
 
 def apply_template(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:

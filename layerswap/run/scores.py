@@ -10,12 +10,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerswap.analysis.statistics import check_complete
+from layerswap.checkpoints.architecture import parse_config
 from layerswap.checkpoints.loading import load_model, load_tokenizer
-from layerswap.checkpoints.model_files import check_unchanged, file_states, tokenizer_digest
+from layerswap.checkpoints.model_files import check_unchanged, has_chat_template, tokenizer_digest
 from layerswap.errors import UserError
 from layerswap.evaluation.answers import AnswerCache
 from layerswap.evaluation.engine import nll
-from layerswap.evaluation.scoring import ScoredModel, evaluate
+from layerswap.evaluation.scoring import ScoredModel, check_prompts, evaluate
 from layerswap.experts.index import (
     BASELINES,
     ExpertIndex,
@@ -102,19 +103,27 @@ class ProfileScores:
         """
         path = BUILD / results_name(self.profile) / f"answers-{n_problems}.jsonl"
         index, answers = self.index, AnswerCache(path)
-        tokenizer, tokenizer_key, states = cache(load_tokenizer), cache(tokenizer_digest), cache(file_states)
+        tokenizer, tokenizer_key = cache(load_tokenizer), cache(tokenizer_digest)
         pairs, frames = seed_pairs(index, self.pairs), []
+        problems = {language: self.task.problems(language, self.split, n_problems) for language in self.languages}
+        exemplars = {language: self.task.exemplars(language, self.exemplars, self.style) for language in self.languages}
+
+        @cache
+        def check_all_prompts(folder: Path) -> None:
+            for language in self.languages:  # before the first answer
+                if config := parse_config(folder):
+                    check_prompts(config, tokenizer(folder), self.task, problems[language], exemplars[language],
+                                  style=self.style, max_new_tokens=self.max_new_tokens)  # fmt: skip
+
         for language in self.languages:
-            problems = self.task.problems(language, self.split, n_problems)
-            exemplars = self.task.exemplars(language, self.exemplars, self.style)
             for math_seed, language_seed in pairs:
                 for models, served in self.expert_pairs(conditions, language, math_seed, language_seed):
                     folder = models.folders["math"]
-                    states(folder)  # before the digest
 
                     def load(condition: Condition, models: ExpertPair = models, folder: Path = folder) -> LoadedModel:
+                        check_all_prompts(folder)
                         loaded = models.apply(condition.plan), tokenizer(folder)
-                        check_unchanged(folder, states(folder))
+                        check_pair(models)
                         return loaded
 
                     scored = [
@@ -122,11 +131,13 @@ class ProfileScores:
                             condition.name,
                             json_digest([models.merge_digest(condition.plan), tokenizer_key(folder)]),
                             partial(load, condition),
+                            partial(check_pair, models),
+                            has_chat_template(folder),
                         )
                         for condition in served
                     ]
-                    frame = evaluate(scored, self.task, problems, exemplars, answers, style=self.style,
-                                     max_new_tokens=self.max_new_tokens)  # fmt: skip
+                    frame = evaluate(scored, self.task, problems[language], exemplars[language], answers,
+                                     style=self.style, max_new_tokens=self.max_new_tokens)  # fmt: skip
                     frames.append(frame.assign(math_seed=index.seeds[math_seed],
                                                language_seed=index.seeds[language_seed]))  # fmt: skip
         frame = in_order(frames, conditions)
@@ -188,6 +199,12 @@ class ProfileScores:
                 raise UserError(f"{len(shared)} of {n_validation} validation problems in {language} are also"
                                 f" tested, such as {shared[0].id}:"
                                 f" lower n_problems ({n_problems}) or n_validation")  # fmt: skip
+
+
+def check_pair(models: ExpertPair) -> None:
+    """UserError if a file of the two models, or of their base, is not as it was before their digests were taken."""
+    for role, folder in models.folders.items():
+        check_unchanged(folder, models.file_states[role])
 
 
 def in_order(frames: Sequence[pd.DataFrame], conditions: Sequence[Condition]) -> pd.DataFrame:
