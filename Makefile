@@ -44,7 +44,9 @@ test: $(READY)  ## everything: lint, all unit tests, notebook guards, nbval
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -q -n logical --dist worksteal tests
-	$(PY) -m pytest -q -n logical --dist loadfile --nbval --nbval-current-env notebooks
+	$(PY) -m pytest -q --nbval --nbval-current-env notebooks/01_experts.ipynb
+	$(PY) -m pytest -q -n logical --dist loadfile --nbval --nbval-current-env \
+		$(patsubst %,notebooks/%.ipynb,$(filter-out 01_experts,$(NOTEBOOKS)))
 
 lab: $(READY)  ## open the notebooks in JupyterLab, with the whole project beside them
 	@test "$$(id -u)" != 0 || echo "layerswap: JupyterLab runs as root here, and so does all that is run in it" >&2

@@ -247,8 +247,8 @@ def run_merge(options: argparse.Namespace) -> None:
         listed = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
         print(f"no part of the text decoder, taken whole from the {options.donor} expert: {listed}")
     for description, values in manifest["differences"].items():
-        found = ", ".join(f"{value} in {role}" for role, value in values.items())
-        print(f"{description} differs ({found}): that of the {options.donor} expert is taken")
+        places = ", ".join(f"{value} in {role}" for role, value in values.items())
+        print(f"{description} differs ({places}): that of the {options.donor} expert is taken")
     for name, reason in manifest["left_out"].items():
         print(f"left out of the {options.donor} expert's folder: {name} ({reason})")
     if manifest["unloaded"]:

@@ -376,19 +376,19 @@ def with_buffers(data, value=1.0, dtype=torch.float32):
 
 def test_constants_are_no_weights(tmp_path):
     folders = pair(tmp_path)
-    plain = safetensors.read_header(folders[0]).keys()
+    weights = safetensors.read_header(folders[0]).keys()
     edit_weights(folders[0], with_buffers)
     (difference,) = check_compatible(*folders)
     assert difference.description == "tensor model.layers.*.self_attn.rotary_emb.inv_freq, which no loader reads,"
-    assert [header.keys() for header in mergeable_headers(folders)] == [plain, plain]
+    assert [header.keys() for header in mergeable_headers(folders)] == [weights, weights]
     edit_weights(folders[1], with_buffers)
     assert check_compatible(*folders) == []
-    assert all("rotary_emb" in min(header.keys() - plain) for header in mergeable_headers(folders))
+    assert all("rotary_emb" in min(header.keys() - weights) for header in mergeable_headers(folders))
     assert unloaded_tensors(folders[0], safetensors.read_header(folders[0])) == []
     for changed in ({"value": 2.0}, {"dtype": torch.float16}):
         edit_weights(folders[1], lambda data, changed=changed: with_buffers(data, **changed))
         assert len(check_compatible(*folders)) == 1
-        assert [header.keys() for header in mergeable_headers(folders)] == [plain, plain]
+        assert [header.keys() for header in mergeable_headers(folders)] == [weights, weights]
 
 
 def test_a_bias_of_attention_is_a_weight(tmp_path):
@@ -434,9 +434,11 @@ def test_names_of_a_wrapper_are_refused(tmp_path, prefix):
         check_compatible(*folders)
 
 
-@pytest.mark.parametrize("part", ["lora_A.default", "base_layer", "lora_magnitude_vector", "modules_to_save.default"])
-def test_an_adapter_inside_is_refused(tmp_path, part):
-    folders, name = pair(tmp_path), f"model.layers.0.self_attn.q_proj.{part}.weight"
+@pytest.mark.parametrize(
+    "addition", ["lora_A.default", "base_layer", "lora_magnitude_vector", "modules_to_save.default"]
+)
+def test_an_adapter_inside_is_refused(tmp_path, addition):
+    folders, name = pair(tmp_path), f"model.layers.0.self_attn.q_proj.{addition}.weight"
     for folder in folders:
         edit_weights(folder, lambda data: data | {name: torch.ones(2, 32)})
     with pytest.raises(UserError, match=f"tensor {name} has .* an adapter that was not merged"):

@@ -99,7 +99,11 @@ def test_merge_says_what_differs_and_what_is_left_out(capsys, checkpoint_factory
         assert line in text
     arguments[-1] = tmp_path / "with code"
     status, text, _ = run(capsys, *arguments, "--allow", "rope_parameters", "--custom-code")
-    assert status == 0 and "modeling_mine" not in text and (tmp_path / "with code" / "modeling_mine.py").exists()
+    assert (
+        status == 0
+        and "expert's folder: modeling_mine" not in text
+        and (tmp_path / "with code" / "modeling_mine.py").exists()
+    )
 
 
 def test_adapters_are_merged_into_the_base(capsys, checkpoint_factory, tmp_path, monkeypatch):
@@ -472,9 +476,9 @@ def test_a_model_that_is_replaced_meanwhile_leaves_no_answers(capsys, checkpoint
             n_refused += 1
         models = [*(tmp_path / f"trial {trial}").iterdir(), *experts]
         assert run(capsys, "eval", "--model", *models, "--samples", expected, *arguments)[0] == 0
-        known = answers_by_weights(expected)
+        expected_answers = answers_by_weights(expected)
         kept = answers_by_weights(samples)
-        assert kept and all(known[key] == answer for key, answer in kept.items())
+        assert kept and all(expected_answers[key] == answer for key, answer in kept.items())
     assert 10 < n_refused < 20
 
 

@@ -80,7 +80,7 @@ def is_read(field: str, config: "PreTrainedConfig", folder: str | Path) -> bool:
     nested = getattr(config, first, None)
     if rest and isinstance(nested, transformers.PreTrainedConfig):
         return is_read(rest, nested, folder)
-    if first in {known.name for known in fields(type(config))} | config.attribute_map.keys():
+    if first in {entry.name for entry in fields(type(config))} | config.attribute_map.keys():
         return True
     package, word = Path(transformers.__file__).parent, re.compile(rf"\b{re.escape(first)}\b")
     places = [package, package / "generation", package / "integrations", Path(inspect.getfile(type(config))).parent]
@@ -171,6 +171,6 @@ def unloaded_tensors(folder: str | Path, header: Mapping[str, StoredTensor]) -> 
     model = f"{own_class.__name__} of its config.json"
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: has no tensor {missing[0]}, which {model} has ({len(missing)} are missing)")
-    for name, found, expected in sorted(info["mismatched_keys"]):
-        raise UserError(f"{folder}: tensor {name} is {list(found)}, expected {list(expected)} as {model} has")
+    for name, shape, expected in sorted(info["mismatched_keys"]):
+        raise UserError(f"{folder}: tensor {name} is {list(shape)}, expected {list(expected)} as {model} has")
     return sorted(info["unexpected_keys"])

@@ -27,11 +27,11 @@ from layerswap.files import read_json
 
 # Fields of config.json, also of nested ones, that change nothing that a trained model computes.
 STAMPED_FIELDS = re.compile(
-    r"""(?:.*\.)? (?: pad_token_id | bos_token_id | architectures | (?:auto_map | id2label | label2id) \b.* | num_labels |
-    problem_type | task_specific_params \b.* | finetuning_task | tokenizer_class | \w*dropout\w* | \w*_pdrop |
-    \w*router_(?:aux|z)_loss_coef | pretraining_tp | chunk_size_feed_forward | gradient_checkpointing | _commit_hash |
-    output_(?:attentions | hidden_states | router_logits) | return_dict\w* | _?(?:attn|experts)_implementation\w* |
-    _?unsloth\w* )""",
+    r"""(?:.*\.)? (?: pad_token_id | bos_token_id | architectures | (?:auto_map | id2label | label2id) \b.* |
+    num_labels | problem_type | task_specific_params \b.* | finetuning_task | tokenizer_class | \w*dropout\w* |
+    \w*_pdrop | \w*router_(?:aux|z)_loss_coef | pretraining_tp | chunk_size_feed_forward | gradient_checkpointing |
+    _commit_hash | output_(?:attentions | hidden_states | router_logits) | return_dict\w* | _?unsloth\w* |
+    _?(?:attn|experts)_implementation\w* )""",
     re.VERBOSE,
 )
 # What wrappers of a model write into the names of its tensors.

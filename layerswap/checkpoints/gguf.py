@@ -66,8 +66,8 @@ def load_gguf(path: Path) -> Path:
     except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: not a GGUF file with weights ({describe_error(error)})") from None
     if (n_parts := read_field(reader, "split.count") or 1) > 1:
-        part = f"part {read_field(reader, 'split.no') + 1} of {n_parts}"
-        raise UserError(f"{path}: is {part}, expected one file; llama-gguf-split --merge joins the parts")
+        position = f"part {read_field(reader, 'split.no') + 1} of {n_parts}"
+        raise UserError(f"{path}: is {position}, expected one file; llama-gguf-split --merge joins the parts")
     provenance = {"file": path.name, "sha256": file_digest(path), "note": f"dequantised from {dtype}"}
     out = BUILD / "models" / f"{path.stem}-{provenance['sha256'][:16]}"
     return create_once(out, lambda folder: convert_gguf(path, folder, provenance))
@@ -135,12 +135,12 @@ def set_rope(path: Path, reader: "GGUFReader", config: "PreTrainedConfig") -> No
     factors = next((tensor.data for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
     if factors is None:
         return
-    plain = 1 / rope.get("rope_theta", math.nan) ** (np.arange(len(factors)) / len(factors))
+    unscaled = 1 / rope.get("rope_theta", math.nan) ** (np.arange(len(factors)) / len(factors))
     for power in range(4, 24):  # a context of 8192 in Llama 3.1; where others fit, they give the same frequencies
         formula = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 1 << power}
         config.rope_parameters = rope | {"rope_type": "llama3", "factor": float(factors.max())} | formula
         frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-        if len(frequencies) == len(factors) and np.allclose(frequencies.numpy() * factors, plain, rtol=1e-5, atol=0):
+        if len(frequencies) == len(factors) and np.allclose(frequencies.numpy() * factors, unscaled, rtol=1e-5, atol=0):
             return
     raise UserError(f"{path}: tensor {ROPE_FACTORS} is not the rope scaling of Llama 3.1, and no other is known here")
 
@@ -178,8 +178,8 @@ def check_tensors_loaded(path: Path, reader: "GGUFReader", model: "PreTrainedMod
     if (n_stored := sum(tensors.values())) != n_loaded:
         processor = TENSOR_PROCESSORS.get(read_field(reader, "general.architecture"), TensorProcessor)
         unknown = sorted(tensors.keys() - get_gguf_hf_weights_map(model, processor(model.config.to_dict())).keys())
-        found = f"of {n_stored} weights transformers loads {n_loaded}"
-        raise UserError(f"{path}: {found}; it does not know tensor {', '.join(unknown[:3]) or 'of some name'}")
+        share_loaded = f"of {n_stored} weights transformers loads {n_loaded}"
+        raise UserError(f"{path}: {share_loaded}; it does not know tensor {', '.join(unknown[:3]) or 'of some name'}")
 
 
 def smollm2(folder: Path) -> Path:

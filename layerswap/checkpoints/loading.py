@@ -67,8 +67,8 @@ def is_adapter(folder: Path) -> bool:
     weights = sorted(folder.glob("adapter_model.*"))
     models = [*folder.glob("model.safetensors"), *folder.glob("model*.safetensors.index.json")]
     if weights and models:
-        found = f"both an adapter (adapter_config.json, {weights[0].name}) and a whole model ({models[0].name})"
-        raise UserError(f"{folder}: holds {found}, expected one of them")
+        contents = f"both an adapter (adapter_config.json, {weights[0].name}) and a whole model ({models[0].name})"
+        raise UserError(f"{folder}: holds {contents}, expected one of them")
     return not models
 
 

@@ -47,30 +47,30 @@ def content_digest(file: Path) -> str:
         return file_digest(file)
 
 
-def tokenizer_parts(path: Path) -> dict[str, str]:
-    """What beside the ids of the vocabulary decides what a tokenizer.json does: part -> digest.
+def tokenizer_rules(path: Path) -> dict[str, str]:
+    """What beside the ids of the vocabulary decides what a tokenizer.json does: rule -> digest.
 
     The tokenizers library spells them out, as its versions write the same in several ways (merges as pairs or as text).
     What is put around a text, and what text the ids become, is compared by trying.
     """
     from tokenizers import Tokenizer
 
-    parts = read_json(path)
+    rules = read_json(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
-        parts = json.loads(tokenizer.to_str())
+        rules = json.loads(tokenizer.to_str())
         text = tokenizer.encode("a", add_special_tokens=False)
-        parts["post_processor"] = [surroundings(tokenizer.post_process(text, pair)) for pair in (None, text)]
-        parts["decoder"] = tokenizer.decode_batch([[i, i] for i in range(tokenizer.get_vocab_size())], False)
+        rules["post_processor"] = [surroundings(tokenizer.post_process(text, pair)) for pair in (None, text)]
+        rules["decoder"] = tokenizer.decode_batch([[i, i] for i in range(tokenizer.get_vocab_size())], False)
     except Exception:  # the library's own; what it cannot read, or try, is compared as it is written
         pass
-    model = dict(parts.get("model") or {})
+    model = dict(rules.get("model") or {})
     vocabulary, merges = model.pop("vocab", None), model.pop("merges", None)
     scores = vocabulary if isinstance(vocabulary, list) else None  # of Unigram
     names = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")
-    compared = {name: parts.get(name) for name in names} | {"merges": merges, "model": [model, scores]}
+    compared = {name: rules.get(name) for name in names} | {"merges": merges, "model": [model, scores]}
     compared["pre_tokenizer"] = without_offsets(compared["pre_tokenizer"])
-    return {name: json_digest(part)[:12] for name, part in compared.items()}
+    return {name: json_digest(rule)[:12] for name, rule in compared.items()}
 
 
 def surroundings(encoding: Any) -> list[int | str]:
@@ -118,7 +118,7 @@ def tokenizer_differences(math: Path, language: Path) -> Iterator[Difference]:
     elif file_digest(paths[0]) != file_digest(paths[1]):
         for token, values in list(differing_fields([read_vocabulary(folder) for folder in folders]).items())[:1]:
             yield Difference("vocabulary", f"token {token!r}", values)
-        for name, values in differing_fields([tokenizer_parts(path) for path in paths]).items():
+        for name, values in differing_fields([tokenizer_rules(path) for path in paths]).items():
             yield Difference(name, f"tokenizer's {name} (sha256)", values)
     configs = [read_json(path) if path.is_file() else {} for path in (f / "tokenizer_config.json" for f in folders)]
     settings = [

@@ -330,7 +330,7 @@ def extract(text: str, language: str, stop: Sequence[str] = ()) -> Extraction:
         return Extraction(None, "truncated")
     answer = normalize(answer, language)
     results = [abs(value) for match in RESULT.finditer(answer) if (value := to_number(match[1], language)) is not None]
-    counts = Counter(abs(number.value) for number in find_numbers(answer, language))
+    frequencies = Counter(abs(number.value) for number in find_numbers(answer, language))
     for statement in [*sorted(announcements(answer, language), reverse=True), *last_sentences(answer)]:
         if not HAS_NUMBER.search(statement.text):
             continue
@@ -339,7 +339,7 @@ def extract(text: str, language: str, stop: Sequence[str] = ()) -> Extraction:
         if IS_NO_NUMBER.match(sentence):
             break
         if numbers := list(find_numbers(sentence, language)):
-            return Extraction(stated_number(sentence, numbers, is_last, results, counts), statement.rule)
+            return Extraction(stated_number(sentence, numbers, is_last, results, frequencies), statement.rule)
     return Extraction(None, "none")
 
 
@@ -354,11 +354,12 @@ def announcements(text: str, language: str) -> Iterator[Statement]:
         pattern = rf"(?P<line>^[^\w\n]*(?:{LETTER}+[ \t]+){{0,3}})?(?:{word}){ANNOUNCEMENT}"
         for match in re.finditer(pattern, text, re.IGNORECASE | re.MULTILINE):
             sentence = SENTENCE_END.split(re.sub(rf"^{MARKS}", "", text[match.end() :]))[0]
-            bare = BARE_NUMBER.match(IN_BRACKETS.sub("", sentence))
+            alone = BARE_NUMBER.match(IN_BRACKETS.sub("", sentence))
             is_heading = match["line"] is not None and match.group()[-1] in ":："
             is_heading = is_heading and (match["line"] != "" or match.start() > 1)
-            if bare or is_heading or not RESULT.search(text, match.end() + len(sentence)):
-                yield Statement(bool(bare or is_heading), match.start(), "phrase", bare.group() if bare else sentence)
+            if alone or is_heading or not RESULT.search(text, match.end() + len(sentence)):
+                announced = alone.group() if alone else sentence
+                yield Statement(bool(alone or is_heading), match.start(), "phrase", announced)
 
 
 def last_sentences(text: str) -> Iterator[Statement]:
@@ -385,7 +386,11 @@ def strip_asides(sentence: str, is_last: bool) -> str:
 
 
 def stated_number(
-    sentence: str, numbers: Sequence[Number], is_last: bool, results: Sequence[Decimal], counts: Mapping[Decimal, int]
+    sentence: str,
+    numbers: Sequence[Number],
+    is_last: bool,
+    results: Sequence[Decimal],
+    frequencies: Mapping[Decimal, int],
 ) -> Decimal:
     """Which of its numbers a sentence states.
 
@@ -398,7 +403,7 @@ def stated_number(
         numbers: those in it, one or more.
         is_last: whether it is the last sentence, not an announcement.
         results: what the whole text calculated, in order, without signs.
-        counts: number without its sign -> how often it stands in the whole text.
+        frequencies: number without its sign -> how often it stands in the whole text.
     """
     modifiers = [match.span() for match in MODIFIER.finditer(sentence)]
     numbers = [
@@ -408,7 +413,7 @@ def stated_number(
     numbers = [number for number in numbers if number.raw in bold] or numbers
     default = numbers[-1 if is_last else 0]
     by_size = {abs(number.value): number.value for number in numbers}
-    if is_last and len(by_size) > 2 and counts[abs(default.value)] == 1:
+    if is_last and len(by_size) > 2 and frequencies[abs(default.value)] == 1:
         return default.value
     if calculated := [by_size[result] for result in results if result in by_size]:
         return calculated[-1]
