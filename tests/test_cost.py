@@ -171,6 +171,7 @@ def test_languages_and_data_are_looked_for(own_experts, monkeypatch, tmp_path):
     refusal("language 'xx' is not in the lab", source="lab", style="lab", languages=["xx"])
     own_experts["04_top_bottom"] |= {"languages": ["fr"]}
     refusal("04_top_bottom: language 'fr' has no expert, 01_experts has de")
+    own_experts["04_top_bottom"] |= {"languages": ["de"]}
     monkeypatch.setenv("LAYERSWAP_DATA", str(tmp_path / "none"))
     refusal("LAYERSWAP_DATA=.*none: no such folder")
 
