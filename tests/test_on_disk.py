@@ -525,6 +525,18 @@ def test_tensors_that_the_model_does_not_load_are_named(checkpoint_factory, tmp_
     assert not (tmp_path / "new").exists()
 
 
+def test_a_model_of_a_class_that_transformers_has_not_is_merged(checkpoint_factory, tmp_path):
+    for seed, name in enumerate(("math", "language")):
+        folder = checkpoint_factory(name, seed)
+        edit_tensors(lambda data: data.update({"model.layers.1.mixer.weight": data.pop(Q)}))(None, folder)
+    unloaded = merge(tmp_path / "math", tmp_path / "language", SWAP, tmp_path / "out")["unloaded"]
+    assert unloaded == ["model.layers.1.mixer.weight"]
+    for name in ("math", "language"):  # a prefix that no loader knows is another matter
+        edit_tensors(lambda data: data.update({f"student.{k}": data.pop(k) for k in list(data)}))(None, tmp_path / name)
+    with pytest.raises(UserError, match="has no tensor lm_head.weight, which LlamaForCausalLM"):
+        merge(tmp_path / "math", tmp_path / "language", SWAP, tmp_path / "new")
+
+
 @pytest.mark.parametrize("dtype", ["F8_E8M0", "C64", "F4"])
 def test_dtypes_of_scales_are_copied(checkpoint_factory, tmp_path, dtype):
     for i, name in enumerate(("math", "language"), 1):

@@ -6,12 +6,13 @@ no weight is read: the model is built on the meta device.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerswap.checkpoints.layers import NUMBERED
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor
 from layerswap.errors import UserError, describe_error
 from layerswap.files import read_json
@@ -143,8 +144,8 @@ def unloaded_tensors(folder: str | Path, header: Mapping[str, StoredTensor]) -> 
         Their names.
 
     Raises:
-        UserError: the model has a tensor that is missing in the header, or one of another shape: transformers would go
-            on with random weights.
+        UserError: the model has a tensor that is missing in the header, or has another name there, or another shape:
+            transformers would go on with random weights.
     """
     raw = read_json(Path(folder) / "config.json")
     header = {name: tensor for name, tensor in header.items() if not is_constant(name, tensor)}
@@ -169,8 +170,22 @@ def unloaded_tensors(folder: str | Path, header: Mapping[str, StoredTensor]) -> 
             expected = f"expected the tensors of {own_class.__name__}"
             raise UserError(f"{folder}: transformers cannot load it ({describe_error(error)}), {expected}") from None
     model = f"{own_class.__name__} of its config.json"
-    if missing := sorted(info["missing_keys"]):
+    missing, unloaded = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    # A layer that has other tensors instead is of another class's model, and no reason to refuse it.
+    is_other_class = layer_prefixes(missing) & layer_prefixes(unloaded) and not name_ends(missing) & name_ends(unloaded)
+    if missing and not is_other_class:
         raise UserError(f"{folder}: has no tensor {missing[0]}, which {model} has ({len(missing)} are missing)")
     for name, shape, expected in sorted(info["mismatched_keys"]):
         raise UserError(f"{folder}: tensor {name} is {list(shape)}, expected {list(expected)} as {model} has")
-    return sorted(info["unexpected_keys"])
+    return unloaded
+
+
+def name_ends(names: Iterable[str]) -> set[str]:
+    """The ends of tensor names, of three words and more: those of names that differ in their beginning are equal."""
+    split = [name.split(".") for name in names]
+    return {".".join(words[i:]) for words in split for i in range(max(1, len(words) - 2))}
+
+
+def layer_prefixes(names: Iterable[str]) -> set[str]:
+    """The layers that tensors are in, as the beginnings of their names ("model.layers.3.")."""
+    return {match[0] for name in names if (match := NUMBERED.match(name))}
