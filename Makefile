@@ -36,10 +36,10 @@ check: $(READY)  ## lint, format, types, direction of imports, fast tests: under
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(PY) -c 'import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_logo=True))'
-	@$(PY) -m pytest -q -m fast tests
+	@$(PY) -m pytest -q -m fast -n logical --dist worksteal tests
 
 # One process a core with one thread each: two processes of two threads each take several times as long.
-test: export OMP_NUM_THREADS = 1
+check test: export OMP_NUM_THREADS = 1
 test: $(READY)  ## everything: lint, all unit tests, notebook guards, nbval
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

@@ -164,6 +164,7 @@ def test_extract_of_each_kind(language, text, value):
     assert extract(text, language).value == (None if value is None else Decimal(str(value)))
 
 
+@pytest.mark.slow
 def test_long_answers_take_no_time_in_square():
     numbers = list(map(str, range(4000)))
     for text in (" ".join(numbers), ", ".join(numbers), " + ".join(numbers), "-".join(numbers), "the 5 apples and " * 2000,
