@@ -64,6 +64,10 @@ MODELS = {
         stack("language_model.model.layers.", 32), {"text_config": {"model_type": "llama"}},
         "language_model.model.layers.", 32, [],
     ),
+    "depth by a list of what the layers are": (
+        stack("backbone.layers.", 3), {"model_type": "nemotron_h", "layers_block_type": ["mamba", "attention", "moe"]},
+        "backbone.layers.", 3, [],
+    ),
     "another list beside it": (
         [*LLAMA, "model.altup_projections.0.weight", "model.altup_projections.1.weight"], {"num_hidden_layers": 4},
         "model.layers.", 4, [],

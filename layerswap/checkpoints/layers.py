@@ -8,7 +8,6 @@ by its depth, whatever its family calls it ("model.layers.0.", "transformer.h.0.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -151,19 +150,18 @@ def text_depths(config: Mapping[str, Any]) -> tuple[list[Any], int]:
         config = nested[0]
     depths = [config[field] for field in DEPTHS if config.get(field) is not None]
     if not depths and isinstance(config.get("model_type"), str):
-        depths = default_depths(config["model_type"])
+        depths = derived_depths(config)
     predicting = (config.get(field) for field in PREDICTION_DEPTHS)
     return depths, next((count for count in predicting if isinstance(count, int)), 0)
 
 
-@lru_cache
-def default_depths(model_type: str) -> list[int]:
-    """The depth that transformers gives a family's model whose config says none; none if it does not know it."""
+def derived_depths(config: Mapping[str, Any]) -> list[int]:
+    """The depth of a config that names none: what transformers' class makes of it; none if there is no such class."""
     from transformers import CONFIG_MAPPING
 
-    if model_type not in CONFIG_MAPPING:
+    if config["model_type"] not in CONFIG_MAPPING:
         return []
-    return [CONFIG_MAPPING[model_type]().get_text_config().num_hidden_layers]
+    return [CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).get_text_config().num_hidden_layers]
 
 
 def diverging_module(other: str, prefix: str) -> str:
