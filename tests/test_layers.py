@@ -65,7 +65,8 @@ MODELS = {
         "language_model.model.layers.", 32, [],
     ),
     "depth by a list of what the layers are": (
-        stack("backbone.layers.", 3), {"model_type": "nemotron_h", "layers_block_type": ["mamba", "attention", "moe"]},
+        stack("backbone.layers.", 3), {"model_type": "nemotron_h", "layers_block_type": ["mamba", "attention", "moe"],
+                                                "time_step_limit": [0.0, {"__float__": "Infinity"}]},
         "backbone.layers.", 3, [],
     ),
     "another list beside it": (
