@@ -113,8 +113,8 @@ def experts(tmp_path_factory):
 
 # Files of fast tests, for ``make check``: none trains, generates or starts processes.
 FAST = set(
-    "architecture arithmetic checkpoint cost error_analysis experiments extraction files lab manifest mergekit mgsm "
-    "msvamp plans report selection statistics task_vectors terminal".split()
+    "architecture arithmetic cost error_analysis experiments extraction files lab manifest mergekit mgsm "
+    "msvamp plans report statistics task_vectors terminal".split()
 )
 
 
