@@ -25,7 +25,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from math import prod
@@ -362,9 +362,7 @@ def run_eval(options: argparse.Namespace) -> None:
     print(f"the answers lie in {options.samples}")
 
 
-def load_for_eval(
-    folder: str, states: Mapping[Path, tuple[int, int, int]], options: argparse.Namespace
-) -> "PreTrainedModel":
+def load_for_eval(folder: str, states: "checkpoints.FileStates", options: argparse.Namespace) -> "PreTrainedModel":
     """The model of a folder. UserError if its files, the tokenizer's too, are not in these states any more."""
     import torch
     from transformers.utils.logging import disable_progress_bar

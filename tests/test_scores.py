@@ -158,6 +158,23 @@ def test_experts_that_change_meanwhile_leave_no_answers(index, tmp_path, monkeyp
     assert not [path for path in scores_module.BUILD.rglob("answers*.jsonl") if path.stat().st_size]
 
 
+def test_a_tokenizer_that_is_replaced_between_two_pairs_leaves_no_answers(index, monkeypatch):
+    """The digest of the first pair's tokenizer is that of the second's: it is the same folder, of the math expert."""
+    conditions, evaluate = [Condition("math expert", uniform(4, 0.0, "math"))], scores_module.evaluate
+    scorer(["sw"]).score(conditions, 3)  # so that the first pair below has nothing to load
+
+    def then_replaced(*arguments, **settings):
+        frame, path = evaluate(*arguments, **settings), index.experts["math"][0] / "tokenizer_config.json"
+        path.write_text(path.read_text().replace("{", '{"add_prefix_space": true, ', 1))
+        return frame
+
+    monkeypatch.setattr(scores_module, "evaluate", then_replaced)
+    with pytest.raises(UserError, match="math/tokenizer_config.json: was changed or replaced meanwhile"):
+        scorer(["sw", "te"]).score(conditions, 3)
+    (answers,) = scores_module.BUILD.rglob("answers*.jsonl")
+    assert len(answers.read_text().splitlines()) == 3
+
+
 def test_validation_and_test_problems_are_disjoint(index, tmp_path, monkeypatch):
     scorer(["sw", "te"]).check_disjoint(100, 320)
     folder = tmp_path / "data" / "mgsm"

@@ -12,10 +12,10 @@ from .loading import (
     unify_dtypes as unify_dtypes,
 )
 from .model_files import (
+    FileStates as FileStates,
     check_unchanged as check_unchanged,
     copy_model_files as copy_model_files,
     file_states as file_states,
-    has_chat_template as has_chat_template,
     model_digest as model_digest,
     tokenizer_digest as tokenizer_digest,
 )
@@ -29,4 +29,4 @@ from .safetensors import (
     to_float64 as to_float64,
     weights_digest as weights_digest,
 )
-from .tokenizer import read_vocabulary as read_vocabulary
+from .tokenizer import has_chat_template as has_chat_template, read_vocabulary as read_vocabulary

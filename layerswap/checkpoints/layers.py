@@ -8,6 +8,7 @@ by its depth, whatever its family calls it ("model.layers.0.", "transformer.h.0.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,6 @@ def derived_depths(config: Mapping[str, Any]) -> list[int]:
 
 def diverging_module(other: str, prefix: str) -> str:
     """The outermost module of the path ``other`` that the path ``prefix`` does not share, as a prefix of names."""
-    shared: list[str] = []
-    for module, of_prefix in zip(other.split("."), [*prefix.split("."), ""], strict=False):
-        shared.append(module)
-        if module != of_prefix:
-            break
-    return ".".join(shared).rstrip(".") + "."
+    modules = other.split(".")
+    n_shared = len(commonprefix([modules, prefix.split(".")]))
+    return ".".join(modules[: n_shared + 1]).rstrip(".") + "."

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from layerswap.checkpoints.safetensors import check_fetched, read_header, weights_digest
 from layerswap.errors import UserError
 from layerswap.files import file_digest, json_digest, read_json
+
+FileStates = dict[Path, tuple[int, int, int]]  # file of a model -> its inode, size and time
 
 TEMPLATES = "additional_chat_templates/*.jinja"
 # Of tokenizers without a tokenizer.json, or beside it for other engines.
@@ -79,7 +81,7 @@ def tokenizer_digest(folder: str | Path) -> str:
     return json_digest([eos, [[file.name, file_digest(file)] for file in matching_files(folder, TOKENIZER_FILES)]])
 
 
-def file_states(folder: str | Path) -> dict[Path, tuple[int, int, int]]:
+def file_states(folder: str | Path) -> FileStates:
     """Each file that a model is read from -> what changes with it: its inode, size (bytes) and time (ns).
 
     To be taken before a digest; ``check_unchanged`` then says whether what was loaded is what has that digest.
@@ -92,18 +94,11 @@ def file_states(folder: str | Path) -> dict[Path, tuple[int, int, int]]:
     return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]}
 
 
-def check_unchanged(folder: str | Path, states: Mapping[Path, tuple[int, int, int]]) -> None:
+def check_unchanged(folder: str | Path, states: FileStates) -> None:
     """UserError names a file of a model that is not as ``file_states`` found it."""
     present = file_states(folder)
     if changed := sorted(file for file in {*present, *states} if present.get(file) != states.get(file)):
         raise UserError(f"{changed[0]}: was changed or replaced meanwhile; nothing was kept of it, run again")
-
-
-def has_chat_template(folder: str | Path) -> bool:
-    """Whether a model's tokenizer has a chat template, as instruct models' have; no tokenizer is loaded."""
-    path = Path(folder) / "tokenizer_config.json"
-    in_config = path.is_file() and read_json(path).get("chat_template")
-    return bool(in_config or matching_files(folder, ("chat_template*", TEMPLATES)))
 
 
 def split_files(folder: str | Path, custom_code: bool = False) -> tuple[list[Path], dict[str, str]]:

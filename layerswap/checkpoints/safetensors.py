@@ -21,19 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DTYPE_BITS = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-}
-DTYPE_BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32}
-DTYPE_BITS |= {"F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64}  # bits of one element
+DTYPE_BITS = {  # bits of one element
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
 DTYPE_BYTES = {dtype: max(1, bits // 8) for dtype, bits in DTYPE_BITS.items()}  # what its tensors are aligned to
 FLOAT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
 CHUNK = 1 << 20  # bytes: whole elements of every dtype, and still in the processor's cache when hashed and written

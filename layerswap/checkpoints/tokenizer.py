@@ -105,6 +105,11 @@ def chat_templates(folder: Path) -> dict[str, str]:
     return {name: json_digest(text)[:12] for name, text in templates.items()}
 
 
+def has_chat_template(folder: str | Path) -> bool:
+    """Whether a model's tokenizer has a chat template, as instruct models' have; no tokenizer is loaded."""
+    return bool(chat_templates(Path(folder)) or matching_files(folder, ["chat_template*"]))
+
+
 def tokenizer_differences(math: Path, language: Path) -> Iterator[Difference]:
     """What the tokenizers of two models differ in, and their chat templates."""
     folders = (math, language)

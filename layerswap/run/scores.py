@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from layerswap.analysis.statistics import check_complete
 from layerswap.checkpoints.architecture import parse_config
 from layerswap.checkpoints.loading import load_model, load_tokenizer
-from layerswap.checkpoints.model_files import check_unchanged, has_chat_template, tokenizer_digest
+from layerswap.checkpoints.model_files import FileStates, check_unchanged, file_states, tokenizer_digest
+from layerswap.checkpoints.tokenizer import has_chat_template
 from layerswap.errors import UserError
 from layerswap.evaluation.answers import AnswerCache
 from layerswap.evaluation.engine import nll
@@ -103,27 +104,28 @@ class ProfileScores:
         """
         path = BUILD / results_name(self.profile) / f"answers-{n_problems}.jsonl"
         index, answers = self.index, AnswerCache(path)
-        tokenizer, tokenizer_key = cache(load_tokenizer), cache(tokenizer_digest)
+        tokenizer, tokenizer_key, states = cache(load_tokenizer), cache(tokenizer_digest), cache(file_states)
         pairs, frames = seed_pairs(index, self.pairs), []
         problems = {language: self.task.problems(language, self.split, n_problems) for language in self.languages}
         exemplars = {language: self.task.exemplars(language, self.exemplars, self.style) for language in self.languages}
 
         @cache
         def check_all_prompts(folder: Path) -> None:
-            for language in self.languages:  # before the first answer
-                if config := parse_config(folder):
-                    check_prompts(config, tokenizer(folder), self.task, problems[language], exemplars[language],
-                                  style=self.style, max_new_tokens=self.max_new_tokens)  # fmt: skip
+            config = parse_config(folder)
+            for language in self.languages if config else ():  # before the first answer
+                check_prompts(config, tokenizer(folder), self.task, problems[language], exemplars[language],
+                              style=self.style, max_new_tokens=self.max_new_tokens)  # fmt: skip
 
         for language in self.languages:
             for math_seed, language_seed in pairs:
                 for models, served in self.expert_pairs(conditions, language, math_seed, language_seed):
                     folder = models.folders["math"]
+                    states(folder)  # before the tokenizer's digest, which later pairs of this folder have too
 
                     def load(condition: Condition, models: ExpertPair = models, folder: Path = folder) -> LoadedModel:
                         check_all_prompts(folder)
                         loaded = models.apply(condition.plan), tokenizer(folder)
-                        check_pair(models)
+                        check_pair(models, states(folder))
                         return loaded
 
                     scored = [
@@ -131,7 +133,7 @@ class ProfileScores:
                             condition.name,
                             json_digest([models.merge_digest(condition.plan), tokenizer_key(folder)]),
                             partial(load, condition),
-                            partial(check_pair, models),
+                            partial(check_pair, models, states(folder)),
                             has_chat_template(folder),
                         )
                         for condition in served
@@ -201,8 +203,12 @@ class ProfileScores:
                                 f" lower n_problems ({n_problems}) or n_validation")  # fmt: skip
 
 
-def check_pair(models: ExpertPair) -> None:
-    """UserError if a file of the two models, or of their base, is not as it was before their digests were taken."""
+def check_pair(models: ExpertPair, states: FileStates) -> None:
+    """UserError if a file of the two models, or of their base, is not as it was before their digests were taken.
+
+    states: those of the math expert's files before its tokenizer's digest.
+    """
+    check_unchanged(models.folders["math"], states)
     for role, folder in models.folders.items():
         check_unchanged(folder, models.file_states[role])
 
