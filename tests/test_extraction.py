@@ -152,16 +152,15 @@ def test_the_cases_are_many():
 
 
 @pytest.mark.parametrize(
-    ("language", "text", "value"), [(language, *case) for language, cases in CASES.items() for case in cases]
+    ("language", "text", "value"),
+    [
+        *[(language, *case) for language, cases in CASES.items() for case in cases],
+        *[case for cases in KINDS.values() for case in cases],
+    ],
 )
 def test_extract(language, text, value):
     expected = None if value is None else Decimal(str(value))
     assert extract(text, language).value == expected
-
-
-@pytest.mark.parametrize(("language", "text", "value"), [case for cases in KINDS.values() for case in cases])
-def test_extract_of_each_kind(language, text, value):
-    assert extract(text, language).value == (None if value is None else Decimal(str(value)))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from layerswap.checkpoints.compatibility import check_compatible
-from layerswap.checkpoints.layers import DecoderLayers, decoder_layers, find_layers
+from layerswap.checkpoints.layers import decoder_layers, find_layers
 from layerswap.checkpoints.loading import check_device, load_model
 from layerswap.checkpoints.model_files import check_unchanged, file_states, model_digest
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, read_header
@@ -95,7 +95,8 @@ class ExpertPair:
             return math, {}
         language = {name: tensor for name, _, _, tensor in stored_tensors(self.load("language"))}
         model = self.load("math") if self.static else math
-        layers = self.layers_in_memory(math)
+        in_memory = [name for name, _, _, _ in stored_tensors(math)]
+        layers = find_layers(in_memory, math.config.to_dict(), self.folders["math"])
         names: dict[tuple[int, int], str] = {}  # tensors of both experts -> the name under which they are stored
         for name, _, _, tensor in stored_tensors(math):
             first_name = names.setdefault((id(tensor), id(language[name])), name)
@@ -114,11 +115,6 @@ class ExpertPair:
     def base_tensors(self) -> dict[str, torch.Tensor]:
         """tensor name -> the base model's tensor."""
         return {name: tensor for name, _, _, tensor in stored_tensors(self.load("base"))}
-
-    def layers_in_memory(self, model: "PreTrainedModel") -> DecoderLayers:
-        """The layers by the names that tensors have in memory."""
-        names = [name for name, _, _, _ in stored_tensors(model)]
-        return find_layers(names, model.config.to_dict(), self.folders["math"])
 
     def load(self, role: str) -> "PreTrainedModel":
         """A role's model on the device, frozen. UserError if its files have changed since there is this pair."""
@@ -233,7 +229,7 @@ class ExpertPair:
 def stored_tensors(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any], str, torch.Tensor]]:
     """What a model saves, tied tensors under each name: name, the module's dict that holds it, its key there, it."""
     for module_name, module in model.named_modules(remove_duplicate=False):
-        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and attribute not in module._non_persistent_buffers_set:
-                tensors = module._parameters if attribute in module._parameters else module._buffers
-                yield f"{module_name}.{attribute}".lstrip("."), tensors, attribute, tensor
+        for tensors in (module._parameters, module._buffers):
+            for attribute, tensor in tensors.items():
+                if tensor is not None and attribute not in module._non_persistent_buffers_set:
+                    yield f"{module_name}.{attribute}".lstrip("."), tensors, attribute, tensor

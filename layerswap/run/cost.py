@@ -15,6 +15,7 @@ from layerswap.checkpoints.loading import HUB
 from layerswap.checkpoints.safetensors import count_weights, read_header
 from layerswap.errors import UserError
 from layerswap.experts.index import check_experts, pair_counts
+from layerswap.experts.jobs import subject_of
 from layerswap.experts.training_data import parse_mixture, training_rows
 from layerswap.files import BUILD, ROOT
 from layerswap.lab.world import BASE
@@ -136,8 +137,7 @@ def check_data(settings: dict[str, Parameters]) -> bool:
             task.problems(language, limit=1)
             task.exemplars(language, p["exemplars"], p["style"])
     for name in trained_experts(p):
-        subject = "math" if name == "math" else "language"
-        for data_set in p["fine_tuning"][f"{subject}_data"] or ["own"]:
+        for data_set in p["fine_tuning"][f"{subject_of(name)}_data"] or ["own"]:
             if "@" not in parse_mixture(data_set)[0]:
                 training_rows([data_set], task, name, 1, 0)
     return True
