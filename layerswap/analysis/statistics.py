@@ -306,7 +306,7 @@ def summarize(frame: pd.DataFrame, by: Sequence[str] = ("condition", "language")
 
     Returns:
         Columns of ``accuracy``; stops, what may end an answer beside the end token, where anything may; then numbers of
-        answers: truncated (cut off at the token limit, or within their thinking), no_answer (without a number),
+        answers: whole_solution (right from the first step to the number, where the task can tell), truncated (cut off at the token limit, or within their thinking), no_answer (without a number),
         wrong_language, eos and stop_string (how they ended), lm_eval_strict and lm_eval_flexible (right by lm-eval's
         filters); nll_token and nll_byte, the answer loss in nats a token and a byte over all problems.
     """
@@ -317,7 +317,8 @@ def summarize(frame: pd.DataFrame, by: Sequence[str] = ("condition", "language")
     ).groupby(list(by), sort=False)  # fmt: skip
     if "stops" in frame and frame.stops.any():
         table["stops"] = groups["stops"].first().to_numpy()
-    numbers = "truncated no_answer wrong_language eos stop_string lm_eval_strict lm_eval_flexible".split()
+    numbers = ["whole_solution"] if frame.whole_solution.notna().all() else []
+    numbers += "truncated no_answer wrong_language eos stop_string lm_eval_strict lm_eval_flexible".split()
     for column in numbers:
         table[column] = groups[column].sum().to_numpy()
     sums = groups[["answer_nll", "answer_tokens", "answer_bytes"]].sum()

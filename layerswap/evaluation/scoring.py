@@ -16,14 +16,14 @@ from layerswap.evaluation.answers import RECORD, AnswerCache
 from layerswap.files import json_digest
 from layerswap.progress import progress_options
 from layerswap.tasks.base import Problem, Task
-from layerswap.tasks.extraction import identify_language, lm_eval_scores
+from layerswap.tasks.extraction import lm_eval_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from layerswap.evaluation.engine import Generation
 
-SCORES = "value correct rule wrong_language lm_eval_strict lm_eval_flexible".split()
+SCORES = "value correct whole_solution rule wrong_language lm_eval_strict lm_eval_flexible".split()
 COLUMNS = ["condition", "language", "style", "stops", "id", "gold", *SCORES, *RECORD]
 TODAY = "26 Jul 2024"  # for chat templates that tell the date, as Llama's do: a prompt must not change by the day
 
@@ -64,7 +64,8 @@ def evaluate(
 
     Returns:
         Among the columns: ``stops``, what may end an answer beside the end token; ``value``, the number as a string, or
-        NaN; ``correct``, whether it is the problem's;
+        NaN; ``correct``, whether it is the problem's; ``whole_solution``, whether each step before it is right too (None:
+        the task cannot tell);
         ``rule``, what found it; ``stop``, why the answer ended; ``answer_nll``, the loss in nats of the task's
         reference text.
 
@@ -95,7 +96,7 @@ def evaluate(
                     details: dict[str, Any] = details, keys: list[str] = keys,
                 ) -> None:  # fmt: skip
                     progress.count(i, answer)
-                    cache.add({"key": keys[i], "id": problems[i].id, **details, **to_record(answer)})
+                    cache.add({"key": keys[i], "id": problems[i].id, **details, **to_record(answer, task)})
 
                 network, tokenizer = model.load()
                 cache.check_source = model.check
@@ -148,13 +149,13 @@ def apply_template(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:
         raise UserError(f"{tokenizer.name_or_path}: the chat template fails ({one_line(error)})") from None
 
 
-def to_record(answer: "Generation") -> dict[str, Any]:
+def to_record(answer: "Generation", task: Task) -> dict[str, Any]:
     """What is kept of an answer that was generated with a continuation."""
     loss = answer.loss
     assert loss is not None
     return {
         "text": answer.text, "stop": answer.stop, "n_tokens": answer.n_tokens,
-        "answer_language": identify_language(answer.text), "answer_nll": loss.nats,
+        "answer_language": task.answer_language(answer.text), "answer_nll": loss.nats,
         "answer_tokens": loss.n_tokens, "answer_bytes": loss.n_bytes,
     }  # fmt: skip
 
@@ -188,6 +189,7 @@ def score_answer(name: str, task: Task, problem: Problem, record: dict[str, Any]
         "condition": name, "language": problem.language, "style": style, "id": problem.id, "gold": problem.number,
         "value": None if extraction.value is None else str(extraction.value),
         "correct": extraction.value == problem.number, "rule": extraction.rule,
+        "whole_solution": task.is_whole_solution(problem, record["text"]),
         "lm_eval_strict": strict, "lm_eval_flexible": flexible,
         "wrong_language": record["answer_language"] not in (None, task.reply_language(problem.language, style)),
         **{field: record[field] for field in RECORD},

@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,53 +17,107 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from layerswap.checkpoints.safetensors import weights_digest
 from layerswap.errors import UserError
 from layerswap.files import atomic_file, atomic_folder
-from layerswap.lab.world import BASE, LANGUAGES, arithmetic_rows, build_tokenizer, math_rows, text_rows
+from layerswap.lab.text import text_rows
+from layerswap.lab.tokenizer import build_tokenizer
+from layerswap.lab.world import BASE, BASE_LANGUAGES
 from layerswap.processor import has_fast_bfloat16
 
 SETTINGS: dict[str, Any] = {
     "threads": 2,
-    "batch": 32,  # sequences a step
-    "length": 128,  # tokens a sequence
-    "tasks": {"scene": 0.20, "qa": 0.25, "translation": 0.55},  # of the targets' text
-    "english_tasks": {"scene": 0.3, "qa": 0.4, "translation": 0.3},  # a translation into English repeats the text
-    "switched": 0.4,  # of the targets' scenes and questions: code-switched, a third of the words English
-    "model": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 8, "num_attention_heads": 4},
-    # Muon trains the layers' matrices (about half of AdamW's steps here), AdamW embeddings and norms. Shares are of the
-    # samples; "targets" and "target_problems" count all four languages together.
-    "phases": [
-        {"seed": 0, "steps": 1400, "warmup": 50, "muon": 4e-3, "adamw": 2.5e-3,
-         "shares": {"problems": 0.04, "arithmetic": 0.10, "english": 0.16, "targets": 0.70, "target_problems": 0.0}},
-        # Without a few solved problems in each language (known words only) the model answers every target question
-        # as if it were one of reading comprehension, and nothing learned in English reaches the targets.
-        {"seed": 3, "steps": 65, "warmup": 10, "muon": 5e-4, "adamw": 3e-4,
-         "shares": {"problems": 0.0, "arithmetic": 0.10, "english": 0.18, "targets": 0.70, "target_problems": 0.018}},
-    ],
-}  # fmt: skip
+    "seed": 0,
+    "tokens": 2048,  # a step, about: rows of similar length share a step
+    "prompt_weight": 0.2,  # of the loss of a prompt's tokens
+    "model": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 12, "num_attention_heads": 4},
+    "steps": 1500,
+    "warmup": 40,
+    "decay": 0.4,  # the last share of the steps, over which the rates fall
+    "muon": 4e-3,
+    "adamw": 2.5e-3,
+    "english": 0.3,  # share of the rows; the four targets have the rest. Solved problems have one step.
+    "english_tasks": {"arithmetic": 0.33, "one_step": 0.17, "scene": 0.14, "qa": 0.18, "notes": 0.18},
+    "target_tasks": {"one_step": 0.07, "scene": 0.14, "qa": 0.19, "translation": 0.37, "notes": 0.23},
+    "code_switched": 0.4,  # of the targets' texts: a third of the words is English
+    "crossed": 0.4,  # of the targets' notes and problems: from English into the language or back
+}
 
 
-def token_stream(settings: dict[str, Any], phase: dict[str, Any]) -> Iterator[int]:
-    """Endless token ids of shuffled samples, each closed by <eos>; target words that are held out never occur."""
-    ids, targets = build_tokenizer().get_vocab(), [language for language in LANGUAGES if language != "en"]
-    n_samples = {
-        name: int(2000 * fraction / (len(targets) if "target" in name else 1))
-        for name, fraction in phase["shares"].items()
-    }
+def training_rows(settings: dict[str, Any], block: int) -> list[dict[str, str]]:
+    """About 2000 shuffled rows of the base's text; words that are held out never occur."""
+    rng, rows = random.Random(f"rows-{settings['seed']}-{block}"), []
+    targets = [language for language in BASE_LANGUAGES if language != "en"]
+    for language in ["en", *targets]:
+        share = settings["english"] if language == "en" else (1 - settings["english"]) / len(targets)
+        tasks = settings["english_tasks" if language == "en" else "target_tasks"]
+        switched, crossed = (0.0, 0.0) if language == "en" else (settings["code_switched"], settings["crossed"])
+        rows += text_rows(language, round(2000 * share), f"base-{settings['seed']}-{block}", False, tasks, switched, crossed)
+    rng.shuffle(rows)
+    return rows
+
+
+def training_batches(settings: dict[str, Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches (token ids, weight of each token's loss), int64 and float32 [rows, length], padded with 0."""
+    tokenizer = build_tokenizer()
     for block in itertools.count(1):
-        seed = f"{phase['seed']}-{block}"
-        rows = math_rows(n_samples["problems"], f"base{seed}") + arithmetic_rows(n_samples["arithmetic"], seed)
-        rows += text_rows("en", n_samples["english"], seed, tasks=settings["english_tasks"])
-        for language in targets:
-            rows += text_rows(language, n_samples["targets"], seed, False, settings["tasks"], settings["switched"])
-            rows += text_rows(language, n_samples["target_problems"], seed, False, {"problem": 1})
-        random.Random(seed).shuffle(rows)
-        for row in rows:
-            yield from (ids[word] for word in f"{row['prompt']}{row['completion']} <eos>".split())
+        rows, rng = training_rows(settings, block), random.Random(f"batches-{settings['seed']}-{block}")
+        prompts = tokenizer([row["prompt"] for row in rows]).input_ids
+        completions = tokenizer([f"{row['completion']} <eos>" for row in rows]).input_ids
+        samples = sorted(zip(prompts, completions, strict=True), key=lambda sample: len(sample[0]) + len(sample[1]))
+        batches: list[list[tuple[list[int], list[int]]]] = [[]]
+        for sample in samples:
+            if (len(batches[-1]) + 1) * (len(sample[0]) + len(sample[1])) > settings["tokens"]:
+                batches.append([])
+            batches[-1].append(sample)
+        for batch in rng.sample(batches, len(batches)):
+            length = max(len(prompt) + len(completion) for prompt, completion in batch)
+            tokens, weights = torch.zeros(len(batch), length, dtype=torch.int64), torch.zeros(len(batch), length)
+            for i, (prompt, completion) in enumerate(batch):
+                end = len(prompt) + len(completion)
+                tokens[i, :end] = torch.tensor(prompt + completion)
+                weights[i, : len(prompt)] = settings["prompt_weight"]
+                weights[i, len(prompt) : end] = 1.0
+            yield tokens, weights
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) in float32, for matrices: momentum, made orthogonal by five Newton-Schulz steps.
+
+    torch's own computes them in bfloat16, which takes longer than the training where the processor emulates it.
+    """
+
+    def __init__(self, matrices: Iterable[torch.Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[torch.Tensor]] = {}
+            for matrix in group["params"]:
+                by_shape.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in by_shape.items():
+                updates = []
+                for matrix in matrices:
+                    buffer = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+                    buffer.lerp_(matrix.grad, 1 - group["momentum"])
+                    updates.append(matrix.grad.lerp(buffer, group["momentum"]))
+                scale = 0.2 * max(shape) ** 0.5  # the size of AdamW's updates
+                for matrix, update in zip(matrices, orthogonalize(torch.stack(updates)), strict=True):
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """The orthogonal factors of matrices [n, rows, columns], about, by Newton-Schulz steps with Muon's coefficients."""
+    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT  # [n, shorter side, shorter side]
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if matrices.shape[1] > matrices.shape[2] else x
 
 
 def new_model(settings: dict[str, Any]) -> LlamaForCausalLM:
     """An untrained Llama with tied embeddings for the lab's tokenizer, float32, seeded."""
     torch.set_num_threads(settings["threads"])
-    torch.manual_seed(settings["phases"][0]["seed"])
+    torch.manual_seed(settings["seed"])
     tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=512, bos_token_id=None,
@@ -72,36 +126,39 @@ def new_model(settings: dict[str, Any]) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train_phase(
-    model: LlamaForCausalLM, settings: dict[str, Any], phase: dict[str, Any], report: Callable[[str], None] = print
-) -> None:
-    """Train the model through a phase: batches [batch, length] packed from ``token_stream``.
+def train(model: LlamaForCausalLM, settings: dict[str, Any], report: Callable[[str], None] = print) -> None:
+    """Train the model: Muon for the layers' matrices (about half of AdamW's steps), AdamW for embeddings and norms.
 
     In bfloat16 (autocast) where the processor is fast at it, else in float32.
     """
-    inner = [(name, p) for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    outer = [(name, p) for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [
-        torch.optim.Muon(inner, phase["muon"], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(outer, phase["adamw"], betas=(0.9, 0.98), weight_decay=0.01),
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    outer = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(inner, settings["muon"], weight_decay=0.01),
+        torch.optim.AdamW(outer, settings["adamw"], betas=(0.9, 0.98), weight_decay=0.01),
     ]
-    stream, started = token_stream(settings, phase), time.monotonic()
-    for step in range(phase["steps"]):
-        block = itertools.islice(stream, settings["batch"] * settings["length"])
-        tokens = torch.tensor(list(block)).view(settings["batch"], -1)  # [batch, length]
-        scale = min(1, (step + 1) / phase["warmup"]) * max(0.02, 1 - step / phase["steps"])
-        for optimizer, peak in zip(optimizers, (phase["muon"], phase["adamw"]), strict=True):
+    batches, started, steps, n_tokens = training_batches(settings), time.monotonic(), settings["steps"], 0
+    n_falling = settings["decay"] * steps
+    for step in range(steps):
+        tokens, weights = next(batches)  # [rows, length]
+        scale = min(1, (step + 1) / settings["warmup"]) * max(0.02, min(1, (steps - step) / n_falling))
+        for optimizer, peak in zip(optimizers, (settings["muon"], settings["adamw"]), strict=True):
             optimizer.param_groups[0]["lr"] = peak * scale
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_fast_bfloat16()):
-            logits = model(input_ids=tokens, use_cache=False).logits  # [batch, length, vocabulary]
-        loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+            logits = model(input_ids=tokens, use_cache=False).logits  # [rows, length, vocabulary]
+        scored = weights[:, 1:] > 0  # [rows, length - 1]; padding is at the end, where nothing attends to it
+        losses = F.cross_entropy(logits[:, :-1][scored].float(), tokens[:, 1:][scored], reduction="none")
+        scored_weights = weights[:, 1:][scored]
+        loss = (losses * scored_weights).sum() / scored_weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if step % 50 == 0 or step + 1 == phase["steps"]:
-            report(f"step {step} of {phase['steps']}: loss {loss.item():.3f}, {time.monotonic() - started:.0f} s")
+        n_tokens += len(losses)
+        if step % 50 == 0 or step + 1 == steps:
+            seconds = time.monotonic() - started
+            report(f"step {step} of {steps}: loss {loss.item():.3f}, {n_tokens} tokens, {seconds:.0f} s")
 
 
 def make_base() -> None:
@@ -116,8 +173,7 @@ def make_base() -> None:
     if BASE.exists():
         raise UserError(f"{BASE.name}: the base checkpoint exists; remove the folder to train it anew")
     model = new_model(SETTINGS)
-    for phase in SETTINGS["phases"]:
-        train_phase(model, SETTINGS, phase)
+    train(model, SETTINGS)
     with atomic_folder(BASE) as folder:
         model.to(torch.bfloat16).save_pretrained(folder)
         build_tokenizer().save_pretrained(folder)

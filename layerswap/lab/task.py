@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from layerswap.lab import world
+from layerswap.lab import text, world
 from layerswap.tasks.base import Problem, Task, check_limit, is_held_out
 from layerswap.tasks.extraction import HEADERS, Extraction, extract
 
@@ -10,7 +10,7 @@ N_PROBLEMS = 250  # problems where no limit is given, as many as MGSM has
 
 
 class LabTask(Task):
-    """The built-in world. Solutions are in English whatever the question's language, as in MGSM's en_cot."""
+    """The built-in world. Solutions are in the question's language, as in MGSM's native_cot."""
 
     name = "the lab"
     languages = world.LANGUAGES
@@ -30,8 +30,8 @@ class LabTask(Task):
     def prompt(self, problem: Problem, exemplars: Sequence[Problem], style: str = "lab") -> str:
         """The question between the lab's own markers."""
         self.check(problem.language, style)
-        solved = [f"{world.render_prompt(exemplar.question)} {exemplar.answer} <eos>" for exemplar in exemplars]
-        return " ".join([*solved, world.render_prompt(problem.question)])
+        solved = [f"{render_question(exemplar)} {exemplar.answer} <eos>" for exemplar in exemplars]
+        return " ".join([*solved, render_question(problem)])
 
     def stops(self, language: str, style: str = "lab", has_exemplars: bool = True) -> tuple[str, ...]:
         """None: an answer ends itself."""
@@ -46,8 +46,17 @@ class LabTask(Task):
         return extract(text, language if language in HEADERS else "en")
 
     def reply_language(self, language: str, style: str = "lab") -> str:
-        """English."""
-        return "en"
+        """The question's."""
+        return language
+
+    def answer_language(self, text: str) -> str | None:
+        """The language that most of an answer's words belong to, of those words that one language alone has."""
+        counts = {language: len(world.own_words(language) & set(text.split())) for language in world.LANGUAGES}
+        return max(counts, key=counts.__getitem__) if any(counts.values()) else None
+
+    def is_whole_solution(self, problem: Problem, text: str) -> bool:
+        """Whether an answer is the worked answer word by word: its facts, equations and number have one wording."""
+        return text.split() == (problem.answer or "").split()
 
     def has_unknown_word(self, problem: Problem) -> bool | None:
         """Whether the question has a word that the base model never met in its language."""
@@ -56,16 +65,21 @@ class LabTask(Task):
     def training_rows(
         self, expert: str, n: int, seed: int | str, held_out: bool = False
     ) -> list[dict[str, str]] | None:
-        """Solved English problems for the math expert, text without mathematics for a language expert.
+        """Solved English problems for the math expert, text without solved problems for a language expert.
 
         ``held_out`` rows are problems of the test split, and a tenth of the text that no training row is of.
         """
         if expert != "math":
-            rows = world.text_rows(expert, n * (20 if held_out else 2), seed)  # enough of either kind
+            rows = text.text_rows(expert, n * (20 if held_out else 2), seed)  # enough of either kind
             return [row for row in rows if is_held_out(row["prompt"] + row["completion"]) == held_out][:n]
         if not held_out:
-            return world.math_rows(n, seed)
+            return text.text_rows("en", n, f"math-{seed}", tasks=text.MATH_TASKS)
         return [
-            {"prompt": world.render_prompt(problem.question), "completion": f" {problem.answer}"}
+            {"prompt": render_question(problem), "completion": f" {problem.answer}"}
             for problem in self.problems("en", "test", n)
         ]
+
+
+def render_question(problem: Problem) -> str:
+    """The prompt of one problem, with no solved ones before it."""
+    return world.render_prompt(problem.question, problem.language)

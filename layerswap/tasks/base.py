@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from layerswap.errors import UserError
-from layerswap.tasks.extraction import Extraction, extract
+from layerswap.tasks.extraction import Extraction, extract, identify_language
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,14 @@ class Task(ABC):
     def extract(self, text: str, language: str) -> Extraction:
         """The number that an answer gives."""
         return extract(text, language)
+
+    def answer_language(self, text: str) -> str | None:
+        """The language that an answer is in; None: it does not say."""
+        return identify_language(text)
+
+    def is_whole_solution(self, problem: Problem, text: str) -> bool | None:
+        """Whether an answer is the worked solution from its first step to its number; None: nobody can tell."""
+        return None
 
     def worked_solutions(self, problems: Sequence[Problem]) -> dict[str, str | None]:
         """Problem id -> a solution with its calculations as equations, None where none is known."""
