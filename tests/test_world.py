@@ -6,28 +6,53 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from layerswap.errors import UserError
+from layerswap.lab import tokenizer as lab_tokenizer
+from layerswap.lab.text import MATH_TASKS, text_rows
+from layerswap.lab.tokenizer import UNKNOWN, build_tokenizer, learn_pieces
 from layerswap.lab.world import (
     BASE,
     LANGUAGES,
-    arithmetic_rows,
-    build_tokenizer,
+    LARGEST_NUMBER,
+    ONE_STEP,
+    TWO_STEP,
+    has_unknown,
+    lexicon_words,
     load_language,
     make_problems,
-    math_rows,
+    own_words,
     render_prompt,
-    text_rows,
+    unknown_words,
 )
 
+EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 TARGETS = [language for language in LANGUAGES if language != "en"]
+
+
+def math_rows(n, seed):
+    return text_rows("en", n, seed, tasks=MATH_TASKS)
 
 
 def test_problems_are_parallel():
     english = make_problems("en", "test", 60)
     for language in TARGETS:
         for problem, translated in zip(english, make_problems(language, "test", 60), strict=True):
-            assert (problem.id, problem.number, problem.answer) == (translated.id, translated.number, translated.answer)
-            assert sorted(re.findall(r"\d+", problem.question)) == sorted(re.findall(r"\d+", translated.question))
-            assert problem.question != translated.question
+            assert (problem.id, problem.number) == (translated.id, translated.number)
+            for text, other in ((problem.question, translated.question), (problem.answer, translated.answer)):
+                assert sorted(re.findall(r"\d+", text)) == sorted(re.findall(r"\d+", other)) and text != other
+            assert EQUATION.findall(problem.answer) == EQUATION.findall(translated.answer)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_solutions_are_in_the_language_of_the_question(language):
+    """And tell a change in another form of its verb than the question does, so that copying is not enough."""
+    others = set().union(*(own_words(other) for other in LANGUAGES if other != language))
+    verbs = {entry["word"]: entry["base"] for entry in load_language(language)["verb"].values()}
+    for problem in make_problems(language, "test", 100):
+        words = set(problem.answer.split())
+        assert words & own_words(language) and not words & others
+        for verb, base in verbs.items():
+            if f" {verb} " in problem.question:
+                assert f" {base} " in problem.answer and f" {verb} " not in problem.answer
 
 
 def test_splits_are_disjoint_and_distinct():
@@ -41,33 +66,66 @@ def test_splits_are_disjoint_and_distinct():
     assert make_problems("sw", "test", 20) == make_problems("sw", "test", 30)[:20]
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_answers_are_right(split):
-    for problem in make_problems("sw", split, 300):
-        equations = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", problem.answer)
-        assert equations and problem.answer.endswith(f"#### {problem.number}")
+@pytest.mark.parametrize("kinds", [ONE_STEP, TWO_STEP])
+def test_answers_are_right(kinds):
+    for problem in make_problems("sw", "test", 300, kinds=kinds):
+        equations = EQUATION.findall(problem.answer)
+        assert len(equations) == 1 + (kinds == TWO_STEP) and problem.answer.endswith(f"#### {problem.number}")
         for a, sign, b, result in equations:
-            assert eval(f"{a} {sign} {b}") == int(result)
-        assert int(equations[-1][3]) == problem.number > 0
-        assert {a for a, *_ in equations[:1]} <= set(re.findall(r"\d+", problem.question))
+            assert eval(f"{a} {sign} {b}") == int(result) and 0 < int(result) <= LARGEST_NUMBER
+        assert int(equations[-1][3]) == problem.number
+        assert [a for a, *_ in equations[1:]] == [result for *_, result in equations[:-1]]
+        assert equations[0][0] in re.findall(r"\d+", problem.question)
+
+
+def test_kinds_of_problems_are_told_by_their_facts():
+    """A problem of two steps has a fact more than one of one step: what is asked alone does not say how to solve it."""
+    questions = {
+        kind: make_problems("en", "test", 20, kinds=[kind])[0].question.split(".")[-1].split()[-2:]
+        for kind in (*ONE_STEP, *TWO_STEP)
+    }
+    assert {tuple(questions[kind]) for kind in TWO_STEP} <= {tuple(questions[kind]) for kind in ONE_STEP}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_word_is_in_the_vocabulary(language):
+def test_every_word_is_spelled(language):
     tokenizer = build_tokenizer()
-    rows = text_rows(language, 2000, 0, code_switched=0.5) + math_rows(200, 0) + arithmetic_rows(200, 0)
-    text = " ".join(f"{row['prompt']}{row['completion']}" for row in rows)
-    text += " " + " ".join(render_prompt(problem.question) for problem in make_problems(language, "test", 300))
-    assert set(text.split()) - set(tokenizer.get_vocab()) == set()
-    assert tokenizer.decode(tokenizer(rows[0]["completion"]).input_ids) == rows[0]["completion"].strip()
+    rows = text_rows(language, 1000, 0, code_switched=0.5) + text_rows("en", 300, 0, tasks=MATH_TASKS | {"arithmetic": 1})
+    texts = [f"{row['prompt']}{row['completion']}" for row in rows]
+    texts += [f"{render_prompt(p.question, language)} {p.answer}" for p in make_problems(language, "test", 200)]
+    for ids, text in zip(tokenizer(texts).input_ids, texts, strict=True):
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("language", TARGETS)
+def test_words_held_out_are_spelled_in_pieces_of_known_words(language):
+    """No piece of them is untrained; English, names and the words of sentences are one piece each."""
+    tokenizer = build_tokenizer()
+    met = {piece for word in lexicon_words(language, met=True) for piece in tokenizer.tokenize(word)}
+    for word in lexicon_words(language, met=False):
+        pieces = tokenizer.tokenize(word)
+        assert len(pieces) > 1 and set(pieces) <= met
+    numbers = [str(i) for i in range(LARGEST_NUMBER + 1)]
+    names = [str(name) for name in load_language(language)["names"].values()]
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in ["apples", "bought", *numbers, *names])
+
+
+def test_a_word_that_cannot_be_spelled_is_named(monkeypatch):
+    words = {True: ["abc"], False: ["abd"]}
+    monkeypatch.setattr(lab_tokenizer, "lexicon_words", lambda language, met: words[met])
+    learn_pieces.cache_clear()
+    with pytest.raises(UserError, match=r"sw\.yml: 'abd' has a character where no word known to the base has it"):
+        learn_pieces("sw")
+    assert UNKNOWN in build_tokenizer().get_vocab()
 
 
 @pytest.mark.parametrize("language", TARGETS)
 def test_language_files_agree(language):
     english, other = load_language("en"), load_language(language)
-    for section in ("names", "objects", "boxes", "places", "gain", "lose", "sentences", "questions", "answers"):
+    for section in ("names", "objects", "boxes", "places", "things", "gain", "lose", "sentences", "questions", "answers", "notes"):
         assert list(english[section]) == list(other[section]), section
-    for section in ("names", "objects", "boxes", "places", "verb"):
+    for section in ("names", "objects", "boxes", "places", "things", "verb"):
         words = [entry["word"] for entry in other[section].values()]
         assert len(set(words)) == len(words), section
     for section, concepts in other["held_out"].items():
@@ -82,14 +140,20 @@ def test_held_out_words_are_held_out(language):
     for all_words in (False, True):
         rows = text_rows(language, 3000, 1, all_words)
         text[all_words] = " ".join(f"{row['prompt']}{row['completion']}" for row in rows)
-    assert not hidden & set(text[False].split())
+    assert hidden <= unknown_words(language)
+    assert not unknown_words(language) & set(text[False].split())
     assert hidden <= set(text[True].split())
+    problems = make_problems(language, "test", 200)
+    assert {has_unknown(problem.question, language) for problem in problems} == {True, False}
 
 
 @pytest.mark.parametrize("language", TARGETS)
 def test_language_text_solves_nothing(language):
+    """An equation stands alone, never beside what it is about."""
     for row in text_rows(language, 2000, 2):
-        assert not {"####", "=", "+", "*"} & set(f"{row['prompt']} {row['completion']}".split())
+        words = f"{row['prompt']} {row['completion']}".split()
+        assert "####" not in words
+        assert not {"=", "*"} & set(words) or set(row["completion"]) <= set("0123456789+-*=. ")
 
 
 def test_same_seed_same_text():

@@ -27,7 +27,8 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
     "tokens": 2048,  # a step, about: rows of similar length share a step
     "prompt_weight": 0.2,  # of the loss of a prompt's tokens
-    "model": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 12, "num_attention_heads": 4},
+    "model": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 12, "num_attention_heads": 4,
+              "initializer_range": 0.1},  # a token that is told from others late must not have become like them
     "steps": 1500,
     "warmup": 40,
     "decay": 0.4,  # the last share of the steps, over which the rates fall

@@ -1,7 +1,9 @@
 """The lab's tokenizer: English and the words of sentences are whole, all other words are spelled in pieces."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from layerswap.errors import UserError
@@ -26,33 +28,49 @@ def word_piece_tokenizer(vocabulary: Iterable[str]) -> "Tokenizer":
     return tokenizer
 
 
+def merge_pieces(words: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the pieces that words are spelled in, sorted: characters first, then after each merge of two neighbours.
+
+    Byte-pair encoding (Sennrich et al. 2016): the pair that is found most often becomes one piece, as long as one is
+    found twice. Of equal pairs the first in alphabetical order: trainers of the library tokenizers choose one by chance.
+    """
+    spellings = [[word[0], *(CONTINUES + character for character in word[1:])] for word in words]
+    while True:
+        yield sorted({piece for spelling in spellings for piece in spelling})
+        pairs = Counter(pair for spelling in spellings for pair in pairwise(spelling))
+        (first, second), count = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        if count < 2:
+            return
+        for spelling in spellings:
+            for i in reversed(range(len(spelling) - 1)):
+                if spelling[i : i + 2] == [first, second]:
+                    spelling[i : i + 2] = [first + second.removeprefix(CONTINUES)]
+
+
 @cache
 def learn_pieces(language: str) -> list[str]:
     """The pieces in which words of a language are spelled, learned from the words that the base model meets.
 
-    There are as many as leave every held-out word spelled in pieces of known ones, so that no word has vectors of its
-    own that were never trained.
+    As many merges are made as leave every held-out word spelled in pieces of known ones, so that no word has vectors of
+    its own that were never trained.
 
     Raises:
         UserError: a held-out word has a character that no known word has in such a place.
     """
-    from tokenizers import trainers
-
     known, held_out = lexicon_words(language, met=True), lexicon_words(language, met=False)
-    unspelled = [*known, *held_out]
-    for n_pieces in range(200, 0, -5):
-        tokenizer = word_piece_tokenizer([UNKNOWN])
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=n_pieces, min_frequency=2, special_tokens=[UNKNOWN], continuing_subword_prefix=CONTINUES,
-            show_progress=False,
-        )  # fmt: skip
-        tokenizer.train_from_iterator(known, trainer)
-        pieces = sorted({piece for encoding in tokenizer.encode_batch(known) for piece in encoding.tokens})
-        encodings = word_piece_tokenizer([UNKNOWN, *pieces]).encode_batch([*known, *held_out])
-        unspelled = [word for word, encoding in zip([*known, *held_out], encodings) if UNKNOWN in encoding.tokens]
-        if not unspelled:
-            return pieces
-    raise UserError(f"{language}.yml: {unspelled[0]!r} has a character where no word known to the base has it")
+    best: list[str] = []
+    for pieces in merge_pieces(known):
+        tokenizer = word_piece_tokenizer([UNKNOWN, *pieces])
+        seen = {piece for encoding in tokenizer.encode_batch(known) for piece in encoding.tokens}
+        encodings = tokenizer.encode_batch(held_out)
+        unspelled = [
+            word for word, encoding in zip(held_out, encodings, strict=True) if not set(encoding.tokens) <= seen
+        ]
+        if not unspelled and UNKNOWN not in seen:
+            best = sorted(seen)
+        elif not best:
+            raise UserError(f"{language}.yml: {unspelled[0]!r} has a character where no word known to the base has it")
+    return best
 
 
 @cache
