@@ -27,7 +27,7 @@ from layerswap.experts.jobs import plan_jobs, train_experts
 from layerswap.experts.weight_change import weight_change
 from layerswap.lab.task import LabTask, render_question
 from layerswap.lab.text import text_rows
-from layerswap.lab.world import BASE, ONE_STEP, TWO_STEP, load_language, make_problems, unknown_words
+from layerswap.lab.world import BASE, BASE_KINDS, MATH_KINDS, load_language, make_problems, unknown_words
 from layerswap.run.profiles import Project, load_profile
 from layerswap.tasks.base import Problem, is_held_out
 
@@ -38,6 +38,7 @@ Row = dict[str, Any]
 
 def answers(folder: Path, problems: Sequence[Problem], condition: str) -> pd.DataFrame:
     """A model's scored answers."""
+
     def load() -> Any:
         return load_model(folder, torch.float32), load_tokenizer(folder)
 
@@ -83,10 +84,10 @@ def has_new_verb(problem: Problem) -> bool:
 def of_base(base: Path, languages: Sequence[str], split: str, n: int) -> Iterator[Row]:
     """(b) what the base solves of the tested kinds, and of those it has met; (g) the likeness of words it never met."""
     for language in ["en", *languages]:
-        row = share("b two-step, base", language, "-", answers(base, make_problems(language, split, n), "base"))
+        row = share("b math kinds, base", language, "-", answers(base, make_problems(language, split, n), "base"))
         yield row | {"met": row["value"] <= 0.5}
-        one_step = answers(base, make_problems(language, split, n, kinds=ONE_STEP), "base")
-        yield share("b one-step, base", language, "-", one_step) | {"met": True}
+        met = answers(base, make_problems(language, split, n, kinds=BASE_KINDS), "base")
+        yield share("b met kinds, base", language, "-", met) | {"met": True}
     model, tokenizer = load_model(base, torch.float32), load_tokenizer(base)
     embeddings = model.get_input_embeddings().weight.detach()  # [vocabulary, hidden]
     for language in languages:
@@ -108,9 +109,9 @@ def of_math_expert(index: ExpertIndex, at: int, languages: Sequence[str], split:
     for language in ["en", *languages]:
         problems = make_problems(language, split, n)
         math, base = answers(folder, problems, "math expert"), answers(index.base, problems, "base")
-        row = difference("c two-step, math expert - base", language, seed, math, base)
+        row = difference("c math kinds, math expert - base", language, seed, math, base)
         yield row | {"met": row["value"] >= (0.3 if language == "en" else 0.1)}
-        row = share("c two-step, math expert", language, seed, math)
+        row = share("c math kinds, math expert", language, seed, math)
         yield row | {"met": language == "en" or row["value"] <= 0.75}
         yield share("  whole solution, math expert", language, seed, math, "whole_solution") | {"met": True}
         row = share("  language asked, math expert", language, seed, math.assign(asked=~math.wrong_language), "asked")
@@ -128,11 +129,11 @@ def of_language_expert(index: ExpertIndex, at: int, language: str, split: str, n
     yield row | {"met": row["high"] < 0}
     changes = [p for p in make_problems(language, split, 3 * n, kinds=("gain", "lose")) if has_new_verb(p)][:n]
     frames = [answers(index.base, changes, "base"), answers(folder, changes, "language expert")]
-    row = share("d one-step, new verb, expert", language, seed, frames[1])
+    row = share("d new verb, expert", language, seed, frames[1])
     yield row | {"met": row["low"] > 0.5}
-    row = difference("d one-step, new verb, expert - base", language, seed, frames[1], frames[0])
+    row = difference("d new verb, expert - base", language, seed, frames[1], frames[0])
     yield row | {"met": row["low"] > 0}
-    for kinds, name in ((ONE_STEP, "one-step"), (TWO_STEP, "two-step")):
+    for kinds, name in ((BASE_KINDS, "met kinds"), (MATH_KINDS, "math kinds")):
         problems = make_problems(language, split, n, kinds=kinds)
         frames = [answers(index.base, problems, "base"), answers(folder, problems, "language expert")]
         row = difference(f"d {name}, expert - base", language, seed, frames[1], frames[0])
@@ -140,7 +141,7 @@ def of_language_expert(index: ExpertIndex, at: int, language: str, split: str, n
     if language in index.joint:
         joint = answers(index.joint[language][at], problems, "joint SFT")
         math = answers(index.experts["math"][at], problems, "math expert")
-        row = difference("e two-step, joint SFT - math expert", language, seed, joint, math)
+        row = difference("e math kinds, joint SFT - math expert", language, seed, joint, math)
         yield row | {"met": row["value"] >= 0}
 
 
@@ -152,7 +153,9 @@ def of_distance(index: ExpertIndex, at: int, name: str, n: int) -> Iterator[Row]
     yield {"criterion": f"f largest relative change, {name}", "language": language, "seed": seed, "value": largest,
            "n": len(change), "met": largest <= 0.12}  # fmt: skip
     if name == "math":
-        rows = [{"prompt": render_question(p), "completion": f" {p.answer}"} for p in make_problems("en", "validation", n)]
+        rows = [
+            {"prompt": render_question(p), "completion": f" {p.answer}"} for p in make_problems("en", "validation", n)
+        ]
     else:
         rows = [row for row in text_rows(name, 20 * n, 77) if is_held_out(row["prompt"] + row["completion"])][:n]
     base, expert = load_model(index.base, torch.float32), load_model(folder, torch.float32)

@@ -27,16 +27,21 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
     "tokens": 2048,  # a step, about: rows of similar length share a step
     "prompt_weight": 0.2,  # of the loss of a prompt's tokens
-    "model": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 12, "num_attention_heads": 4,
-              "initializer_range": 0.1},  # a token that is told from others late must not have become like them
+    "model": {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 4,
+        "initializer_range": 0.1,
+    },  # a token that is told from others late must not have become like them
     "steps": 1500,
     "warmup": 40,
     "decay": 0.4,  # the last share of the steps, over which the rates fall
     "muon": 4e-3,
     "adamw": 2.5e-3,
-    "english": 0.3,  # share of the rows; the four targets have the rest. Solved problems have one step.
-    "english_tasks": {"arithmetic": 0.33, "one_step": 0.17, "scene": 0.14, "qa": 0.18, "notes": 0.18},
-    "target_tasks": {"one_step": 0.07, "scene": 0.14, "qa": 0.19, "translation": 0.37, "notes": 0.23},
+    "english": 0.3,  # share of the rows; the four targets have the rest
+    "english_tasks": {"arithmetic": 0.33, "base_problem": 0.17, "scene": 0.14, "qa": 0.18, "notes": 0.18},
+    "target_tasks": {"base_problem": 0.07, "scene": 0.14, "qa": 0.19, "translation": 0.37, "notes": 0.23},
     "code_switched": 0.4,  # of the targets' texts: a third of the words is English
     "crossed": 0.4,  # of the targets' notes and problems: from English into the language or back
 }
@@ -50,7 +55,9 @@ def training_rows(settings: dict[str, Any], block: int) -> list[dict[str, str]]:
         share = settings["english"] if language == "en" else (1 - settings["english"]) / len(targets)
         tasks = settings["english_tasks" if language == "en" else "target_tasks"]
         switched, crossed = (0.0, 0.0) if language == "en" else (settings["code_switched"], settings["crossed"])
-        rows += text_rows(language, round(2000 * share), f"base-{settings['seed']}-{block}", False, tasks, switched, crossed)
+        rows += text_rows(
+            language, round(2000 * share), f"base-{settings['seed']}-{block}", False, tasks, switched, crossed
+        )
     rng.shuffle(rows)
     return rows
 
@@ -85,7 +92,9 @@ class Muon(torch.optim.Optimizer):
     torch's own computes them in bfloat16, which takes longer than the training where the processor emulates it.
     """
 
-    def __init__(self, matrices: Iterable[torch.Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, matrices: Iterable[torch.Tensor], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from layerswap.lab.world import (
     ARITHMETIC,
     LARGEST_NUMBER,
-    ONE_STEP,
-    TWO_STEP,
+    BASE_KINDS,
+    MATH_KINDS,
     Sentence,
     Words,
     concepts,
@@ -20,7 +20,7 @@ from layerswap.lab.world import (
 
 # What experts are trained on: task -> share of the rows. Of a language expert's none solves a problem.
 LANGUAGE_TASKS = {"notes": 0.50, "translation": 0.18, "change": 0.13, "scene": 0.05, "qa": 0.04, "arithmetic": 0.10}
-MATH_TASKS = {"two_step": 0.75, "one_step": 0.25}
+MATH_TASKS = {"math_problem": 0.75, "base_problem": 0.25}
 
 
 def draw_story(rng: random.Random, words: Words) -> tuple[list[Sentence], list[tuple[Sentence, Sentence]]]:
@@ -103,12 +103,12 @@ def draw_row(
 
     Tasks: "scene", a story; "qa", a question on one, answered in English or in the language; "change", whether something
     in it became more; "translation", of a story's or a problem's sentences, either way; "notes", its facts as a solution
-    notes them, without equations; "one_step" and "two_step", a solved problem; "arithmetic", bare equations.
+    notes them, without equations; "base_problem" and "math_problem", a solved problem; "arithmetic", bare equations.
     """
     if task == "arithmetic":
         return "<text>", draw_equations(rng)
     source, target = language, language
-    is_about_facts = task in ("notes", "one_step", "two_step")
+    is_about_facts = task in ("notes", "base_problem", "math_problem")
     if task == "translation" or (is_about_facts and rng.random() < crossed):
         source, target = rng.choice((("en", language), (language, "en")))
     is_switched = rng.random() < code_switched and source == language and task != "translation"
@@ -116,12 +116,12 @@ def draw_row(
     def tell(sentences: Sequence[Sentence]) -> str:
         return " ".join(render(source, *sentence, rng if is_switched else None, 1 / 3) for sentence in sentences)
 
-    if task in ("one_step", "two_step"):
-        problem = draw_from_split(rng, words, "train", ONE_STEP if task == "one_step" else TWO_STEP)
+    if task in ("base_problem", "math_problem"):
+        problem = draw_from_split(rng, words, "train", BASE_KINDS if task == "base_problem" else MATH_KINDS)
         return render_prompt(tell([*problem.facts, problem.question]), target), render_solution(target, problem)
     facts, questions = draw_story(rng, words)
     if task in ("notes", "translation") and rng.random() < 0.5:
-        problem = draw_from_split(rng, words, "train", ONE_STEP + TWO_STEP)
+        problem = draw_from_split(rng, words, "train", BASE_KINDS + MATH_KINDS)
         facts = problem.facts if task == "notes" else [*problem.facts, problem.question]
     if task == "scene":
         return "<text>", tell(facts)

@@ -3,9 +3,9 @@
 English, Swahili, Telugu, Bengali and Japanese describe the same facts with words and word order of their own (one
 YAML file a language under ``data``), spelled in pieces of words as real tokenizers do. Word problems have the shape of
 MGSM with native chains of thought (question, step-by-step answer in the question's language, integer) and are parallel
-across languages. The base model has never met the words that a language file lists as ``held_out``, and has met
-problems of one step only, a few of them solved in each language. A math expert learns problems of two steps, in English
-alone; a language expert learns all words of its language and solves nothing.
+across languages. The base model has never met the words that a language file lists as ``held_out``; of some kinds of
+problems it has met a few that were solved, in each language. A math expert learns other kinds, in English alone; a
+language expert learns all words of its language and solves nothing.
 """
 
 import operator
@@ -30,8 +30,9 @@ CATEGORY = {
     "verb": "verb",
 }  # fmt: skip
 LEXICON = ("names", "objects", "boxes", "places", "things", "gain", "lose")  # sections with words to draw from
-ONE_STEP = ("gain", "lose", "boxes", "more", "fewer", "both")  # problem kinds that the base meets
-TWO_STEP = ("change_change", "boxes_change", "compare_change", "change_both")  # those that only mathematics SFT teaches
+# Kinds of problems that the base model meets: of one step, and one of two, without which it never goes on after a step.
+BASE_KINDS = ("gain", "lose", "boxes", "more", "fewer", "both", "change_both")
+MATH_KINDS = ("change_change", "boxes_change", "compare_change")  # of two steps; only mathematics SFT teaches them
 ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 LARGEST_NUMBER = 24  # numbers are 2-12, those of a change 2-6; products reach 18, and 6 may be added
 GRAMMAR_FORMS = ("counter", "how")  # forms of an entry that are words of grammar
@@ -108,7 +109,7 @@ def concepts(language: str, all_words: bool) -> dict[str, list[str]]:
     }
 
 
-def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = TWO_STEP) -> DrawnProblem:
+def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = MATH_KINDS) -> DrawnProblem:
     """A random problem of one of the kinds."""
     while True:
         name, other = rng.sample(words["names"], 2)
@@ -120,7 +121,11 @@ def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = TWO_ST
         a, b, c = rng.randint(2, 3 if in_boxes else 12), rng.randint(2, 6), rng.randint(2, 6)
         compare = kind if kind in ("more", "fewer") else rng.choice(("more", "fewer"))
         compare_sign = "+" if compare == "more" else "-"
-        own, others, pair = {"name": name, "obj": obj}, {"name": other, "obj": obj}, {"name": name, "other": other, "obj": obj}
+        own, others, pair = (
+            {"name": name, "obj": obj},
+            {"name": other, "obj": obj},
+            {"name": name, "other": other, "obj": obj},
+        )
         have, other_has = ("have", own | {"n": a}), ("have", others | {"n": b})
         change, compared = ("verb", own | {"verb": first_verb, "n": b}), (compare, pair | {"n": b})
         boxes = [("boxes", {"name": name, "box": box, "n": a}), ("each", {"box": box, "obj": obj, "n": b})]
@@ -134,8 +139,16 @@ def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = TWO_ST
             "both": ([have, other_has], ("both", pair), [(2, "+", b)]),
             "change_change": ([have, change, second], ("now", own), [(2, signs[0], b), (3, signs[1], c)]),
             "boxes_change": ([*boxes, second], ("now", own), [(2, "*", b), (3, signs[1], c)]),
-            "compare_change": ([have, compared, others_change], ("how", pair), [(2, compare_sign, b), (3, signs[1], c)]),
-            "change_both": ([have, change, ("have", others | {"n": c})], ("both", pair), [(2, signs[0], b), (3, "+", c)]),
+            "compare_change": (
+                [have, compared, others_change],
+                ("how", pair),
+                [(2, compare_sign, b), (3, signs[1], c)],
+            ),
+            "change_both": (
+                [have, change, ("have", others | {"n": c})],
+                ("both", pair),
+                [(2, signs[0], b), (3, "+", c)],
+            ),
         }
         facts, question, operations = problems[kind]
         numbers, steps = [a], []
@@ -154,9 +167,7 @@ def split_bucket(facts: Sequence[Sentence], question: Sentence) -> int:
     return zlib.crc32(repr((facts, question)).encode()) % 10
 
 
-def draw_from_split(
-    rng: random.Random, words: Words, split: str, kinds: Sequence[str] = TWO_STEP
-) -> DrawnProblem:
+def draw_from_split(rng: random.Random, words: Words, split: str, kinds: Sequence[str] = MATH_KINDS) -> DrawnProblem:
     """The next random problem of a split ("train", "validation" or "test")."""
     while True:
         problem = draw_problem(rng, words, kinds)
@@ -165,9 +176,7 @@ def draw_from_split(
             return problem
 
 
-def make_problems(
-    language: str, split: str, n: int, seed: int = 0, kinds: Sequence[str] = TWO_STEP
-) -> list[Problem]:
+def make_problems(language: str, split: str, n: int, seed: int = 0, kinds: Sequence[str] = MATH_KINDS) -> list[Problem]:
     """Distinct problems of a split: the same ones, in the same order, in every language.
 
     Words are drawn from the whole vocabulary. Splits share no problem whatever the seeds (see ``split_bucket``).
@@ -177,7 +186,7 @@ def make_problems(
         split: "train", "validation" or "test".
         n: how many; the first of a longer list are those of a shorter one.
         seed: of the random draws.
-        kinds: of ``TWO_STEP`` and ``ONE_STEP``.
+        kinds: of ``MATH_KINDS`` and ``BASE_KINDS``.
 
     Returns:
         Problems with the same ``id`` in every language, the worked answer in the question's language as ``answer`` and
