@@ -11,9 +11,9 @@ from layerswap.lab.text import MATH_TASKS, text_rows
 from layerswap.lab.tokenizer import UNKNOWN, build_tokenizer, learn_pieces
 from layerswap.lab.world import (
     BASE,
+    BASE_KINDS,
     LANGUAGES,
     LARGEST_NUMBER,
-    BASE_KINDS,
     MATH_KINDS,
     has_unknown,
     lexicon_words,

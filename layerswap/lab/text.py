@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from layerswap.lab.world import (
     ARITHMETIC,
-    LARGEST_NUMBER,
     BASE_KINDS,
+    LARGEST_NUMBER,
     MATH_KINDS,
     Sentence,
     Words,
