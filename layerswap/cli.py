@@ -186,7 +186,7 @@ def resolve_argument(name: str, base: str | None = None) -> str:
     from layerswap.checkpoints.loading import HUB, is_adapter, resolve_model
 
     path, base_folder = Path(name), None if base is None else Path(base).absolute()
-    if path.suffix == ".gguf" or is_adapter(path):
+    if path.suffix.lower() == ".gguf" or is_adapter(path):
         return str(resolve_model(path.absolute(), base_folder))
     return name if path.exists() or not HUB.fullmatch(name) else str(resolve_model(name, base_folder))
 
@@ -204,8 +204,11 @@ def run_plan(options: argparse.Namespace) -> None:
     else:
         import yaml
 
-        for_mergekit = options.format == "mergekit"
-        data = merging.to_mergekit(plan, options.math, options.language, "bfloat16") if for_mergekit else plan.to_dict()
+        data = plan.to_dict()
+        if options.format == "mergekit":
+            header = checkpoints.read_header(options.model) if options.model else {}
+            dtypes = {checkpoints.FLOAT_DTYPES.get(tensor.dtype) for tensor in header.values()}
+            data = merging.to_mergekit(plan, options.math, options.language, dtypes.pop() if len(dtypes) == 1 else None)
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
 
 
@@ -241,10 +244,8 @@ def run_merge(options: argparse.Namespace) -> None:
     print(describe_plan(plan))
     by_source = ", ".join(f"{count} from {source}" for source, count in n_tensors.items())
     print(f"{options.out}: {n_tensors.total()} tensors, {by_source}")
-    layers = checkpoints.decoder_layers(math)
-    modules = Counter(layers.module(name) for name in manifest["tensors"] if not layers.is_text(name))
-    if modules:
-        listed = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
+    if manifest["modules"]:
+        listed = ", ".join(f"{module} ({count} tensors)" for module, count in manifest["modules"].items())
         print(f"no part of the text decoder, taken whole from the {options.donor} expert: {listed}")
     for description, values in manifest["differences"].items():
         places = ", ".join(f"{value} in {role}" for role, value in values.items())
@@ -283,7 +284,8 @@ def run_inspect(options: argparse.Namespace) -> None:
     architecture = architectures[0] if isinstance(architectures, list) and architectures else "unknown architecture"
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(f"{architecture}: {layers.count} layers, {by_dtype}, {megabytes:,.1f} MB in {len(files)} file(s)")
-    print(f"tokenizer: {len(checkpoints.read_vocabulary(folder))} entries")
+    vocabulary, has_entries = checkpoints.read_vocabulary(folder), (folder / "tokenizer.json").is_file()
+    print(f"tokenizer: {f'{len(vocabulary)} entries' if has_entries else ', '.join(vocabulary) or 'none'}")
     shapes: Counter[tuple[Any, ...]] = Counter()
     for name, tensor in header.items():
         layer = layers.index(name)

@@ -246,7 +246,7 @@ BAD = {
     "eval of data that is not there": ([*EVAL[:4], "sw", *EVAL[5:]], "found 0 files"),
     "eval without its exemplars": ([*EVAL[:4], "es", *EVAL[5:]], "exemplars.json: not the published exemplars of es"),
     "samples into a folder": ([*EVAL, "--samples", "{math}"], "answers cannot be written there"),
-    "verify what is no merge": (["verify", "{math}"], "layerswap.json: expected a JSON object"),
+    "verify what is no merge": (["verify", "{math}"], "layerswap.json: no such file"),
 }
 
 

@@ -228,7 +228,7 @@ BAD = {
     "no such folder": (lambda math, language: shutil.rmtree(language), "language: no such folder"),
     "a pickle": (rename_to_pickle, "pytorch_model.bin, a pickle; .*only safetensors"),
     "no weights": (replace_file("model.safetensors", None), "expected model.safetensors"),
-    "no config": (replace_file("config.json", None), "config.json: expected a JSON object"),
+    "no config": (replace_file("config.json", None), "config.json: no such file"),
     "broken config": (replace_file("config.json", b"{"), "config.json: expected a JSON object"),
     "config is a number": (replace_file("config.json", b"1"), "config.json: expected a JSON object"),
     "empty file": (replace_file("model.safetensors", b""), "found 0 bytes"),

@@ -14,7 +14,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerswap.checkpoints.architecture import is_constant, loading_class, unloaded_tensors
+from layerswap.checkpoints.architecture import is_constant, load_pretrained, unloaded_tensors
 from layerswap.checkpoints.compatibility import check_not_empty
 from layerswap.checkpoints.model_files import (
     TOKENIZER_FILES,
@@ -24,16 +24,9 @@ from layerswap.checkpoints.model_files import (
     model_digest,
     tokenizer_digest,
 )
-from layerswap.checkpoints.safetensors import (
-    FLOAT_DTYPES,
-    StoredTensor,
-    check_fetched,
-    read_file_header,
-    read_header,
-    tensor_digest,
-)
+from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, read_file_header, read_header, tensor_digest
 from layerswap.errors import UserError, as_user_error
-from layerswap.files import BUILD, check_space, create_once, file_digest, json_digest, read_json
+from layerswap.files import BUILD, check_fetched, check_space, create_once, file_digest, json_digest, read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -146,8 +139,7 @@ def merge_with_peft(
         raise UserError(f"{adapter}: has {unknown[0]}, which PEFT {peft.__version__} does not know; a newer PEFT may")
     with warnings.catch_warnings(), torch.random.fork_rng(devices=()):  # PEFT draws the weights that it then loads
         warnings.simplefilter("ignore")  # what PEFT warns of is checked here
-        with as_user_error(f"{base}: transformers cannot load it"):
-            model, is_whole = load_in_stored_dtypes(base, header)
+        model, is_whole = load_in_stored_dtypes(base, header)
         tied = tied_modules(model)
         with as_user_error(f"{adapter}: PEFT cannot load it for {base}"):
             adapted = peft.PeftModel.from_pretrained(model, adapter, torch_device="cpu")
@@ -172,10 +164,7 @@ def load_in_stored_dtypes(base: Path, header: Mapping[str, StoredTensor]) -> "tu
 
     dtypes = {name: getattr(torch, FLOAT_DTYPES[tensor.dtype]) for name, tensor in header.items()}
     widest = reduce(torch.promote_types, dtypes.values())  # holds the numbers of all
-    model, info = loading_class(base).from_pretrained(
-        base, dtype=widest, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-        output_loading_info=True,
-    )  # fmt: skip
+    model, info = load_pretrained(base, dtype=widest)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, widest))
     return model, not any(info.values())

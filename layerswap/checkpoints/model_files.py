@@ -8,9 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from layerswap.checkpoints.safetensors import check_fetched, read_header, weights_digest
+from layerswap.checkpoints.safetensors import read_header, weights_digest
 from layerswap.errors import UserError
-from layerswap.files import file_digest, json_digest, read_json
+from layerswap.files import check_fetched, file_digest, json_digest, read_json
 
 FileStates = dict[Path, tuple[int, int, int]]  # file of a model -> its inode, size and time
 
@@ -26,7 +26,9 @@ LEFT_OUT = {
         "*.np[yz]", "*.pkl", "*.pickle", "*.ot", "*.distcp", "adapter_config.json", "trainer_*", "training_args.*",
         "*_results.json", "events.out.*",
     ),
-    "of this model alone": ("README.md", "layerswap.json", "adapter.json", "provenance.json", "training.json", ".*"),
+    "of this model alone": (
+        "README.md", "layerswap.json", "mergekit_config.yml", "adapter.json", "provenance.json", "training.json", ".*",
+    ),
     CODE: ("*.py", "*.so"),
 }  # fmt: skip
 # Fields of config.json that say how a model is stored or was trained, not what it computes.
@@ -76,8 +78,7 @@ def tokenizer_digest(folder: str | Path) -> str:
     Returns:
         sha256 (hex).
     """
-    path = Path(folder) / "generation_config.json"
-    eos = read_json(path).get("eos_token_id") if path.is_file() else None
+    eos = read_json(Path(folder) / "generation_config.json", missing_ok=True).get("eos_token_id")
     return json_digest([eos, [[file.name, file_digest(file)] for file in matching_files(folder, TOKENIZER_FILES)]])
 
 
@@ -113,7 +114,7 @@ def split_files(folder: str | Path, custom_code: bool = False) -> tuple[list[Pat
         folder, but the weights -> why it is left out; code that config.json names and that is not there too.
 
     Raises:
-        UserError: a file to copy is a pointer of Git LFS.
+        UserError: a file to copy is a pointer of Git LFS, or a link to nothing.
     """
     files, left_out = matching_files(folder, [TEMPLATES]), {}
     weights = {tensor.file.name for tensor in read_header(folder).values()} | {"model.safetensors.index.json"}
@@ -122,14 +123,14 @@ def split_files(folder: str | Path, custom_code: bool = False) -> tuple[list[Pat
         reasons = [reason for reason, names in patterns if any(fnmatch(path.name, pattern) for pattern in names)]
         if reasons and not (custom_code and reasons == [CODE]):
             left_out[path.name] = reasons[0]
-        elif path.is_file():
+        elif path.is_file() or not path.exists():  # a link to nothing
             files.append(path)
         elif path.name != Path(TEMPLATES).parent.name:
             left_out[path.name] = "a folder"
     for file in files:
         check_fetched(file)
-    config = Path(folder) / "config.json"
-    named = re.findall(r'[\w.-]+(?=\.\w+")', json.dumps(read_json(config).get("auto_map"))) if config.is_file() else []
+    config = read_json(Path(folder) / "config.json", missing_ok=True)
+    named = re.findall(r'[\w.-]+(?=\.\w+")', json.dumps(config.get("auto_map")))
     present = {file.name for file in files}
     left_out |= {f"{name}.py": f"{CODE}, named by config.json" for name in named if f"{name}.py" not in present}
     return files, left_out

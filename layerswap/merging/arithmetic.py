@@ -111,9 +111,8 @@ def weighted_mean_in_memory(math: "torch.Tensor", language: "torch.Tensor", weig
         return weighted_mean_on_device(math, language, weight)
     merged = torch.empty_like(math, memory_format=torch.contiguous_format)
     names = {getattr(torch, dtype): name for name, dtype in FLOAT_DTYPES.items()}
-    data = [
-        tensor.detach().reshape(-1).view(torch.uint8).numpy() for tensor in (math, language, merged)
-    ]  # [bytes] each
+    # [bytes] each
+    data = [tensor.detach().reshape(-1).view(torch.uint8).numpy() for tensor in (math, language, merged)]
     for start in range(0, merged.nbytes, STEP_BYTES):  # numpy takes half as long as torch
         math_step, language_step, merged_step = (numbers[start : start + STEP_BYTES] for numbers in data)
         merged_step[:] = weighted_mean(math_step.data, language_step.data, weight, names[math.dtype])
