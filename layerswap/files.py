@@ -163,14 +163,14 @@ def file_digest(path: str | Path) -> str:
 
 def check_fetched(path: Path) -> None:
     """UserError if there is no such file, a link to nothing, or what a git clone without LFS leaves in its place."""
-    if not path.is_file():
-        is_broken = path.is_symlink() and not path.exists()
-        raise UserError(
-            f"{path}: {f'is a link to {os.readlink(path)}, which is not there' if is_broken else 'no such file'}"
-        )
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(f"{path}: is a pointer of Git LFS, expected the file itself; git lfs pull fetches it")
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: is a link to {os.readlink(path)}, which is not there")
+    if not path.exists() or path.is_dir():
+        raise UserError(f"{path}: no such file")
+    if path.is_file():  # no pipe, which can be read once
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(f"{path}: is a pointer of Git LFS, expected the file itself; git lfs pull fetches it")
 
 
 def read_json(path: Path, missing_ok: bool = False) -> dict[str, Any]:

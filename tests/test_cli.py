@@ -18,6 +18,7 @@ import torch
 import yaml
 from conftest import same_bits, tensors, write_checkpoint
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -51,6 +52,25 @@ def test_plan_as_text_json_yaml_and_mergekit(capsys, tmp_path):
         (tmp_path / form).write_text(run(capsys, "plan", "--layers", 8, "--bottom", 2, "--format", form)[1])
         status, text, _ = run(capsys, "plan", "--plan", tmp_path / form)
         assert status == 0 and "LLxMMMxL" in text
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, "float32"), (torch.float16, "float16"), (None, None)])
+def test_a_plan_for_mergekit_has_the_dtype_of_the_model(capsys, checkpoint_factory, dtype, expected):
+    folder = checkpoint_factory("math", dtype=dtype or torch.bfloat16)
+    if dtype is None:  # of two dtypes
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"].float()
+        save_file(weights, folder / "model.safetensors")
+    _, text, _ = run(capsys, "plan", "--model", folder, "--format", "mergekit")
+    assert yaml.safe_load(text).get("dtype") == expected
+
+
+def test_inspect_names_the_files_of_a_tokenizer_without_tokenizer_json(capsys, checkpoint_factory):
+    folder = checkpoint_factory("math")
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    assert "\ntokenizer: tokenizer.model\n" in run(capsys, "inspect", folder)[1]
+    (folder / "tokenizer.model").unlink()
+    assert "\ntokenizer: none\n" in run(capsys, "inspect", folder)[1]
 
 
 def test_a_plan_of_task_vectors_is_read(capsys, tmp_path):

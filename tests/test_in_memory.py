@@ -192,6 +192,14 @@ def test_bad_inputs_are_named(experts, checkpoint_factory):
         ExpertPair(folder, folder).apply(PLANS[0])
 
 
+def test_a_difference_that_is_meant_is_allowed(experts, checkpoint_factory):
+    other = checkpoint_factory("other", 2, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    with pytest.raises(UserError, match="rope_parameters.rope_theta is .* expected the same"):
+        ExpertPair(experts[0], other)
+    model = ExpertPair(experts[0], other, allow=["rope_theta"]).apply(uniform(4, 1, "language"))
+    assert model.config.rope_parameters["rope_theta"] == 1e4  # the math expert's
+
+
 def test_stored_buffers_are_mixed_too(experts, monkeypatch):
     def with_buffer(folder, **arguments):
         model, info = from_pretrained(folder, **arguments)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from layerswap.checkpoints import compatibility
 from layerswap.checkpoints.safetensors import DTYPE_BYTES, read_chunks, read_header, tensor_digest, weights_digest
 from layerswap.errors import UserError
 from layerswap.merging.manifest import verify
@@ -505,6 +506,21 @@ def test_what_is_no_weight_in_all_is_left_out(checkpoint_factory, tmp_path):
     }
     assert merged.keys() == manifest["tensors"].keys() and verify(tmp_path / "out") == len(merged)
     assert constant not in tensors_of_merge(*folders, tmp_path / "ties")
+
+
+def test_a_tied_head_is_read_once_for_the_comparison(checkpoint_factory, tmp_path, monkeypatch):
+    folders = [checkpoint_factory(name, i) for i, name in enumerate(("math", "language", "base"))]
+    for folder in folders:
+        edit_tensors(lambda data: data | {"lm_head.weight": data["model.embed_tokens.weight"].clone()})(None, folder)
+    digested = Counter()
+
+    def counting_digest(tensor):
+        digested[tensor.file, tensor.start] += 1
+        return tensor_digest(tensor)
+
+    monkeypatch.setattr(compatibility, "tensor_digest", counting_digest)
+    merge(*folders[:2], TIES, tmp_path / "out", base=folders[2])
+    assert len(digested) == 6 and set(digested.values()) == {1}
 
 
 def tensors_of_merge(math, language, base, out):
