@@ -15,8 +15,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Gemma3Config,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     MixtralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -283,6 +285,27 @@ def test_configs_within_another_may_be_written_out(tmp_path):
     edit_json(folders[1] / "config.json", text_config=written["text_config"] | {"sliding_window": 7})
     (changing,) = [d for d in compatibility.config_differences(*folders) if d.changes_function]
     assert changing.name == "text_config.sliding_window"
+
+
+OF_VERSION_4 = {  # a class with its fields of today, and what version 4 wrote instead of the last of them
+    "gemma3": (Gemma3TextConfig(num_hidden_layers=7, sliding_window=512), {
+        "rope_parameters": ..., "layer_types": ..., "rope_theta": 1e6, "rope_local_base_freq": 10000,
+        "rope_scaling": None, "sliding_window_pattern": 6, "cache_implementation": "hybrid"}),
+    "phi4": (Phi3Config(rope_parameters={"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.75}), {
+        "rope_parameters": ..., "rope_theta": 10000.0, "rope_scaling": None, "partial_rotary_factor": 0.75}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "fields"), OF_VERSION_4.values(), ids=OF_VERSION_4)
+def test_fields_that_a_class_makes_others_of(tmp_path, config, fields):
+    folders = [tmp_path / "math", tmp_path / "language"]
+    for folder in folders:
+        config.save_pretrained(folder)
+    edit_json(folders[1] / "config.json", **fields)
+    assert not [d for d in compatibility.config_differences(*folders) if d.changes_function]
+    changing = {"sliding_window_pattern": 2} if "sliding_window_pattern" in fields else {"partial_rotary_factor": 0.5}
+    edit_json(folders[1] / "config.json", **changing)
+    assert [d for d in compatibility.config_differences(*folders) if d.changes_function]
 
 
 def test_a_word_in_code_of_the_folder_counts(llama3_pair):

@@ -30,6 +30,7 @@ LLAMAS: dict[str, tuple[str, ...]] = {"llama": (), "mistral": (), "qwen2": BIASE
 CONSTANTS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|cos_cached|sin_cached)|position_ids|(?:attn|attention)\.(?:masked_)?bias)$"
 )
+CONVERTS = re.compile("configuration_(?!utils)|modular_")  # code of configs: the fields that it makes are compared
 
 
 def is_constant(name: str, tensor: StoredTensor) -> bool:
@@ -72,8 +73,8 @@ def config_meaning(config: "PreTrainedConfig") -> dict[str, Any]:
 def is_read(field: str, config: "PreTrainedConfig", folder: str | Path) -> bool:
     """Whether code reads a field ("text_config.head_dim"): the config's class knows it, or the code has its name.
 
-    That is "config.head_dim" or the name in quotes in the model's code and in what all of transformers' models share;
-    in code of the folder's own it is the mere word.
+    That is "config.head_dim" or the name in quotes in the model's code and in what all of transformers' models share,
+    but what the config's class makes other fields of; in code of the folder's own it is the mere word.
     """
     import inspect
 
@@ -88,7 +89,7 @@ def is_read(field: str, config: "PreTrainedConfig", folder: str | Path) -> bool:
     package, word = Path(transformers.__file__).parent, re.escape(first)
     places = [package, package / "generation", package / "integrations", Path(inspect.getfile(type(config))).parent]
     reading = re.compile(rf"""config\w*(?:\(\))?\.{word}\b|["']{word}["']""")
-    code = [(file, reading) for place in places for file in place.glob("*.py")]
+    code = [(file, reading) for place in places for file in place.glob("*.py") if not CONVERTS.match(file.name)]
     code += [(file, re.compile(rf"\b{word}\b")) for file in Path(folder).glob("*.py")]
     return any(pattern.search(file.read_text(encoding="utf-8", errors="replace")) for file, pattern in code)
 

@@ -30,9 +30,9 @@ from layerswap.files import read_json
 STAMPED_FIELDS = re.compile(
     r"""(?:.*\.)? (?: pad_token_id | bos_token_id | architectures | add_cross_attention | num_labels |
     (?:auto_map | id2label | label2id | task_specific_params | transformers\.js_config) \b.* | problem_type |
-    finetuning_task | tokenizer_class | \w*dropout\w* | \w*_pdrop | \w*router_(?:aux|z)_loss_coef | pretraining_tp |
-    chunk_size_feed_forward | gradient_checkpointing | _commit_hash | return_dict\w* | _?unsloth\w* |
-    output_(?:attentions | hidden_states | router_logits) | _?(?:attn|experts)_implementation\w* )""",
+    cache_implementation | finetuning_task | tokenizer_class | \w*dropout\w* | \w*_pdrop | pretraining_tp |
+    \w*router_(?:aux|z)_loss_coef | chunk_size_feed_forward | gradient_checkpointing | _commit_hash | return_dict\w* |
+    _?unsloth\w* | output_(?:attentions | hidden_states | router_logits) | _?(?:attn|experts)_implementation\w* )""",
     re.VERBOSE,
 )
 # What wrappers of a model write into the names of its tensors.
@@ -84,14 +84,18 @@ def list_differences(
 
 
 def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields of nested tables under one name each ("rope_parameters.rope_theta"), a lone id as a list of one."""
+    """Fields of nested tables under one name each ("rope_parameters.rope_theta"), without those that repeat another.
+
+    "type" is the former name of rope_type, kept beside it.
+    """
     flat: dict[str, Any] = {}
+    rope = fields["rope_parameters"] if isinstance(fields.get("rope_parameters"), dict) else {}
     for field, value in fields.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{field}.")
         elif field == "eos_token_id":
             flat[prefix + field] = end_ids(value)
-        elif field != "type" or "rope_type" not in fields:  # its former name, kept beside it
+        elif (field != "type" or "rope_type" not in fields) and (field not in rope or rope[field] != value):
             flat[prefix + field] = value
     return flat
 
