@@ -249,7 +249,9 @@ def run_merge(options: argparse.Namespace) -> None:
         print(f"no part of the text decoder, taken whole from the {options.donor} expert: {listed}")
     for description, values in manifest["differences"].items():
         places = ", ".join(f"{value} in {role}" for role, value in values.items())
-        print(f"{description} differs ({places}): that of the {options.donor} expert is taken")
+        is_left_out = description.startswith("tensor ")
+        fate = "it is left out" if is_left_out else f"that of the {options.donor} expert is taken"
+        print(f"{description} differs ({places}): {fate}")
     for name, reason in manifest["left_out"].items():
         print(f"left out of the {options.donor} expert's folder: {name} ({reason})")
     if manifest["unloaded"]:

@@ -507,6 +507,9 @@ def test_constants_are_no_weights(tmp_path):
     assert check_compatible(*folders) == []
     assert all("rotary_emb" in min(header.keys() - weights) for header in mergeable_headers(folders))
     assert unloaded_tensors(folders[0], safetensors.read_header(folders[0])) == []
+    for folder in folders:
+        edit_weights(folder, lambda data: with_buffers(data, dtype=torch.bool))
+    assert check_compatible(*folders) == []
     for changed in ({"value": 2.0}, {"dtype": torch.float16}):
         edit_weights(folders[1], lambda data, changed=changed: with_buffers(data, **changed))
         assert len(check_compatible(*folders)) == 1

@@ -104,6 +104,8 @@ def test_merge_says_what_differs_and_what_is_left_out(capsys, checkpoint_factory
     (math / "config.json").write_text(json.dumps(read_json(math / "config.json") | code))
     (math / "modeling_mine.py").write_text("")
     (math / "optimizer.pt").write_text("")
+    weights = load_file(math / "model.safetensors")
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, math / "model.safetensors")
     arguments = ["merge", "--math", math, "--language", language, "--out", tmp_path / "out"]
     status, _, error = run(capsys, *arguments)
     assert status == 2 and "config field rope_parameters.rope_theta is 10000.0 in" in error and error.count("\n") == 1
@@ -113,6 +115,7 @@ def test_merge_says_what_differs_and_what_is_left_out(capsys, checkpoint_factory
         "config field rope_parameters.rope_theta differs (10000.0 in math, 500000.0 in language): that of the math",
         "config field unsloth_version differs (missing in math, 1 in language): that of the math expert is taken",
         "config field pad_token_id differs (0 in math, 2 in language): that of the math expert is taken",
+        "tensor lm_head.weight, which no loader reads, differs (there in math, missing in language): it is left out",
         "left out of the math expert's folder: modeling_mine.py (custom code, named by config.json)",
         "left out of the math expert's folder: optimizer.pt (weights or training state)",
     ):

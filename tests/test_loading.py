@@ -394,6 +394,21 @@ def test_what_is_loaded_is_what_is_read(tmp_path, shard, edit):
     assert model.config.name_or_path == str(folder)
 
 
+def test_constants_of_former_versions_are_passed_over(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", layers=2)
+    weights = load_file(folder / "model.safetensors")
+    expected = loading.load_model(folder, torch.float32).state_dict()
+    constants = {"model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(8, 4),
+                 "model.layers.0.attn.masked_bias": torch.tensor(-1e9),
+                 "model.layers.1.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)}  # fmt: skip
+    save_file(weights | constants, folder / "model.safetensors", {"format": "pt"})
+    loaded = loading.load_model(folder, torch.float32).state_dict()
+    assert loaded.keys() == expected.keys() and all(same_bits(loaded[name], expected[name]) for name in expected)
+    save_file(weights | {"model.layers.1.attn.bias": torch.ones(8)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="unexpected_keys': .'model.layers.1.attn.bias'"):
+        loading.load_model(folder, torch.float32)
+
+
 def test_an_adapter_is_merged_into_shards_without_an_index(tmp_path):
     bases = [write_checkpoint(tmp_path / name, layers=2, shard=shard) for name, shard in (("one", None), ("n", 20000))]
     without_index(bases[1])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from layerswap.checkpoints.architecture import is_constant, load_pretrained, unloaded_tensors
 from layerswap.checkpoints.compatibility import check_not_empty
 from layerswap.checkpoints.model_files import (
+    PROCESSOR_FILES,
     TOKENIZER_FILES,
     VOCABULARY_FILES,
     copy_model_files,
@@ -68,6 +69,7 @@ def merge_adapter(base: Path, adapter: Path, name: str) -> Path:
         check_not_empty(folder, tensors)
     content = [model_digest(base), tokenizer_digest(base)]
     content += [tokenizer_digest(adapter)] if matching_files(adapter, TOKENIZER_FILES) else []
+    content += [file_digest(file) for file in matching_files(adapter, PROCESSOR_FILES)]
     content += [file_digest(adapter / "adapter_config.json"), file_digest(weights)]
 
     def write(folder: Path) -> None:
@@ -89,9 +91,9 @@ def merge_adapter(base: Path, adapter: Path, name: str) -> Path:
 
 
 def copy_adapted_files(base: Path, adapter: Path, folder: Path) -> None:
-    """Copy a base's files to a folder; with the adapter's tokenizer, or its chat templates, if it brings its own."""
+    """Copy a base's files to a folder; with what the adapter brings of tokenizer, chat templates, processors."""
     copy_model_files(base, folder)
-    own_files = [file for file in matching_files(adapter, TOKENIZER_FILES) if file.suffix != ".py"]
+    own_files = [file for file in matching_files(adapter, (*TOKENIZER_FILES, *PROCESSOR_FILES)) if file.suffix != ".py"]
     if matching_files(adapter, ("tokenizer.json", *VOCABULARY_FILES)):
         for file in matching_files(folder, TOKENIZER_FILES):
             file.unlink()

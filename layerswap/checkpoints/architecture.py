@@ -112,7 +112,7 @@ def loading_class(folder: str | Path) -> Any:
 
 
 def load_pretrained(folder: str | Path, **options: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
-    """A folder's model as transformers loads it with these options, and what it says of the loading.
+    """A folder's model as transformers loads it with these options, and what it says of the loading, but of constants.
 
     It sees links to the weights that ``read_header`` finds, with an index, and to the configs. In the folder itself it
     would look for others: those of an adapter, or that config.json names; and it finds no shards without an index.
@@ -138,7 +138,8 @@ def load_pretrained(folder: str | Path, **options: Any) -> "tuple[PreTrainedMode
             reason = describe_error(error).replace(links, str(folder))
             raise UserError(f"{folder}: transformers cannot load it ({reason})") from None
     model.config.name_or_path = str(folder)
-    return model, info
+    unexpected = [name for name in info["unexpected_keys"] if name not in header or not is_constant(name, header[name])]
+    return model, info | {"unexpected_keys": unexpected}
 
 
 def llama_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

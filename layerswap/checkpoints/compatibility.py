@@ -187,7 +187,7 @@ def mergeable_headers(folders: Sequence[Path]) -> list[dict[str, StoredTensor]]:
             tensors = [other[name] for other in headers if name in other]
             is_everywhere = len(tensors) == len(headers)
             if is_constant(name, header[name]):
-                is_everywhere &= len({(t.dtype, t.shape) for t in tensors}) == 1 and tensors[0].dtype in FLOAT_DTYPES
+                is_everywhere &= len({(t.dtype, t.shape) for t in tensors}) == 1
                 if not is_everywhere or len(set(map(tensor_digest, tensors))) > 1:
                     dropped.add(name)
             elif name == tied and not is_everywhere:

@@ -18,6 +18,7 @@ TEMPLATES = "additional_chat_templates/*.jinja"
 # Of tokenizers without a tokenizer.json, or beside it for other engines.
 VOCABULARY_FILES = ("tekken.json", "*.tiktoken", "*.model", "*.spm", "vocab*", "merges.txt", "added_tokens.json")
 TOKENIZER_FILES = ("tokenizer*", "*token*.json", "chat_template*", TEMPLATES, *VOCABULARY_FILES)
+PROCESSOR_FILES = ("*processor*.json",)  # of images, sound and video
 CODE = "custom code"
 # Files that no copy of a model gets, by the reason.
 LEFT_OUT = {
