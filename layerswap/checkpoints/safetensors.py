@@ -112,7 +112,7 @@ def read_header(folder: str | Path) -> dict[str, StoredTensor]:
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; a model on the hub is named owner/name@revision")
     for file in (single, index):
         if file.is_symlink():
             check_fetched(file)
