@@ -79,7 +79,7 @@ IN_BRACKETS = re.compile(r"\s?[(（\[][^()（）\n]*[)）\]]")
 SHORT_UNIT = rf"\s?(?:[a-zа-яäöüßéèêçñáíóú]*|{LETTER}{{0,4}}(?<![后後内內中でに间間]))[ \t)$€£¥₹%°]*"
 HAS_NUMBER = re.compile(rf"[\d{NO_NUMBER}]")
 IS_NO_NUMBER = re.compile(rf"\W*{NO_NUMBER}{UNIT}(?:[,.;，]|$)|[^\d]*{NO_NUMBER}[^\d]*$")
-BARE_NUMBER = re.compile(rf"\W*?{NUMBER}{SHORT_UNIT}\W*?(?=[,，、;]|\.?\s*$)", re.IGNORECASE)
+BARE_NUMBER = re.compile(rf"\W*?{NUMBER}{SHORT_UNIT}\W*?(?=[,，、;]|\.?\s*$)")
 # "3 or 4", "from 240 to 300 dollars", "3 and 4": which of them is not said.
 BETWEEN = rf"\s?(?:{any_word('or', 'and')}|[—…~～〜]|\.\.\.)\s?"
 ALTERNATIVES = (
@@ -93,12 +93,12 @@ MODIFIER = re.compile(
     rf"\d+-{LETTER}|\d+\s?[-+*/×÷]\s?(?=\d)|\d+(?:st|nd|rd|th|º|ª|er|ère|ème|ম|য়|র্থ|ঠ|వ)\b|第\s?\d+|ที่\s?\d+|"
     r"\d+\s?(?:つ|回|番|日|か所|個|人|年)?目|\d+\w{1,3}(?:あたり|当たり|につき|ごと)|"
     r"\d+\s?(?:分間?|時間|日間?|年間?|円|ドル|インチ|センチ|メートル|マイル|グラム)の|\d+\s?(?:分钟|小时|英寸|厘米)的|"
-    rf"{any_word('which')}\s?[$€£¥₹]?\d[\d.,]*|\d\s?{any_word('when')}", re.IGNORECASE,
+    rf"{any_word('which')}\s?[$€£¥₹]?\d[\d.,]*|\d\s?{any_word('when')}",
 )  # fmt: skip
 # What is left out of a sentence, as long as a number is left: "since 60 minutes are an hour, ...", "after 4 hours, ",
 # "..., because 3 + 4 = 7", and what stands before the same in another unit ("180 minutes, that is ...").
 ASIDES = [
-    (re.compile(pattern, re.IGNORECASE), replacement)
+    (re.compile(pattern), replacement)
     for pattern, replacement in [
         (IN_BRACKETS.pattern, ""), (ALTERNATIVES, NO_NUMBER),
         (rf"^.{{0,12}}?{any_word('reason', 'premise', 'condition')}(?:[^,，、]|,(?=\d))*(?:[，、]|,(?!\d))", " "),
@@ -125,30 +125,29 @@ LATEX = [
 ]  # fmt: skip
 # Clock times, ratios, amounts in two units, fractions and dates, powers, algebra, ranges, roots.
 NOT_ONE_NUMBER = (
-    rf"(?i:{any_word('clock')})|(?<![\d.,])(?=\d)(?:\d{{1,2}}[:：]\d{{2}}(?::\d{{2}})?|\d+:\d+|\d+ ?h ?\d\d\b|\d+'\s?\d+\"|"
-    rf"\d[\d.,]*\s?{any_word('unit')},?\s?(?:{any_word('and')}\s?)?\d+\s?{any_word('part')}|"
-    rf"(?:\d+ (?:{any_word('and')} )?)?\d[\d.,]*\s?/\s?\d+(?![\d.,]*\d)(?:/\d+)?|(?:\d+\s?)?[¼½¾⅐-⅞]|"
-    r"\d[\d.,]*(?:\s?\^\s?\{?-?\d+\}?|[²³¹⁰⁴-⁹]|[eE][-+]?\d+|\*?[xyznπ](?!\w)|\([xyzn]\b|\s?[~～〜]\s?\d+))|[¼½¾⅐-⅞]|"
-    r"(?:√|\bsqrt\()\s?\d+"
+    rf"(?<![\d.,])(?=[\d¼½¾⅐-⅞√])(?:{any_word('clock')}|\d{{1,2}}[:：]\d{{2}}(?::\d{{2}})?|\d+:\d+|\d+ ?h ?\d\d\b|"
+    rf"\d+'\s?\d+\"|\d[\d.,]*\s?{any_word('unit')},?\s?(?:{any_word('and')}\s?)?\d+\s?{any_word('part')}|"
+    rf"(?:\d+ (?:{any_word('and')} )?)?\d[\d.,]*\s?/\s?\d+(?![\d.,]*\d)(?:/\d+)?|(?:\d+\s?)?[¼½¾⅐-⅞]|√\s?\d+|"
+    r"\d[\d.,]*(?:\s?\^\s?\{?-?\d+\}?|[²³¹⁰⁴-⁹]|e[-+]?\d+|\*?[xyznπ](?!\w)|\([xyzn]\b|\s?[~～〜]\s?\d+))"
 )
 SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"(?<=\d)\uff0e(?=\d)", "."), (r"(?<=\d)[\uff0c_](?=\d)", ","), (r"(?<=\d)\u2019(?=\d)", "'"),
         (r"(?<![\d\s])\s*–(?=\d)", " -"), (r"(?<=[:：={])([ \t*]*)[-–] (?=[$€£¥₹]?\d)", r"\1-"),
-        (rf"(?i:(?<![\d)]\s)(?<![\d)]){any_word('minus')}\s?(?=\d))", "-"),
+        (rf"(?<![\d)]\s)(?<![\d)]){any_word('minus')}\s?(?=\d)", "-"),
         (NOT_ONE_NUMBER, NO_NUMBER),
         # Letters before digits are a currency, or digits are no number there: "Rs500", "CO2", "18 m2".
-        (r"(?<![A-Za-z])(?:Rs|[KTU]?[Ss]h|R|[A-Z]{3})(?=\d)", "$"), (r"(?<=[A-Za-zа-яё])\d+(?![\d.,]*\d)", ""),
+        (r"(?<![a-z])(?:rs|[ktu]?sh|us|usd|eur|gbp|chf|rmb|cny|jpy|inr|thb|kes|tzs|bdt|rub|r)(?=\d)", "$"), (r"(?<=[a-zа-яё])\d+(?![\d.,]*\d)", ""),
     ]
 ]  # fmt: skip
 # Words for large numbers after a number: "70 thousand". 11万4200 and 3万5千 in Chinese and Japanese.
 POWERS_OF_TEN = {
     2: "hundred|hundert|百",
-    3: r"thousand|[kK]|Tausend|mil|mille|тыс(?:\.|яч\w*)|elfu|వేలు|వేల|হাজার|พัน|千",
+    3: r"thousand|k|tausend|mil|mille|тыс(?:\.|яч\w*)|elfu|వేలు|వేల|হাজার|พัน|千",
     4: "หมื่น",
     5: "lakhs?|laki|లక్షలు|లక్షల|లక్ష|লাখ|লক্ষ|แสน",
-    6: r"millions?|Millionen|Mio\.?|millón|millones|миллион\w*|млн|milioni|ล้าน",
+    6: r"millions?|millionen|mio\.?|millón|millones|миллион\w*|млн|milioni|ล้าน",
     7: "crores?|కోట్లు|కోట్ల|কোটি",
 }
 POWER_OF_TEN = re.compile(
@@ -158,14 +157,14 @@ TEN_THOUSANDS = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s?[万萬]\s?(?:(\d)千|(\d{1,
 STEP_NUMBER = re.compile(
     rf"(?im)^[ \t]*(?:\d{{1,2}}[.)][ \t]+(?=\S)|[\W_]*{any_word('step')}\s?\d+\W)"
 )  # "2. " before a step
-FIRST_STEP = re.compile(rf"(?im)^[ \t]*1[.)][ \t]|^[\W_]*{any_word('step')}\s?1\W")
+FIRST_STEP = re.compile(rf"(?m)^[ \t]*1[.)][ \t]|^[\W_]*{any_word('step')}\s?1\W")
 SENTENCE_END = re.compile(r"\n|[。।]|[.!?？](?:\s|$)")
 SENTENCE = re.compile(r"[^\n]+?(?:[。।？]|[.!?](?=\s)|$)", re.MULTILINE)
 # The end of a text that was not cut off: of a sentence, or a line that is a label with a number.
 COMPLETE = re.compile(r"(?:[.。।!?*$}\]-]|^[^:：\n]{0,40}[:：][^\n]*\d[^\n]{0,20})\s*\Z", re.MULTILINE)
-CHECK = re.compile(rf"^\W*{any_word('check')}.*\Z", re.IGNORECASE | re.MULTILINE | re.DOTALL)
-MISTAKE = re.compile(any_word("mistake"), re.IGNORECASE)
-REFUSAL = re.compile(any_word("refusal"), re.IGNORECASE)
+CHECK = re.compile(rf"^\W*{any_word('check')}.*\Z", re.MULTILINE | re.DOTALL)
+MISTAKE = re.compile(any_word("mistake"))
+REFUSAL = re.compile(any_word("refusal"))
 # Thinking as models mark it: <think>, [THINK], ◁think▷, <|begin_of_thought|>, <|channel|>analysis ...
 THOUGHT = r"(?:think(?:ing)?|thought|reasoning)\s?\|?[>\]▷]"
 THINKING = re.compile(
@@ -258,7 +257,7 @@ def find_numbers(text: str, language: str) -> Iterator[Number]:
 
 def normalize(text: str, language: str) -> str:
     """A text in one spelling of digits, signs, marks and LaTeX, without an answer's header and numbers of steps."""
-    text = re.sub(r"[^\D0-9]", lambda match: str(unicodedata.decimal(match[0])), text).translate(CHARACTERS)
+    text = re.sub(r"[^\D0-9]", lambda match: str(unicodedata.decimal(match[0])), text.lower()).translate(CHARACTERS)
     for pattern, replacement in [*(LATEX if "\\" in text or "^" in text else ()), *SPELLINGS]:
         text = pattern.sub(replacement, text)
     if language in ("ja", "zh"):
@@ -352,7 +351,7 @@ def announcements(text: str, language: str) -> Iterator[Statement]:
             yield Statement(True, match.start(), "mark", LIST.sub(NO_NUMBER, match[1]))
     for word in {LANGUAGES[language]["answer"], LANGUAGES["en"]["answer"]}:
         pattern = rf"(?P<line>^[^\w\n]*(?:{LETTER}+[ \t]+){{0,3}})?(?:{word}){ANNOUNCEMENT}"
-        for match in re.finditer(pattern, text, re.IGNORECASE | re.MULTILINE):
+        for match in re.finditer(pattern, text, re.MULTILINE):
             sentence = SENTENCE_END.split(re.sub(rf"^{MARKS}", "", text[match.end() :]))[0]
             end = match.end() + len(sentence)
             sentence = LIST.sub(NO_NUMBER, sentence)
