@@ -81,13 +81,16 @@ HAS_NUMBER = re.compile(rf"[\d{NO_NUMBER}]")
 IS_NO_NUMBER = re.compile(rf"\W*{NO_NUMBER}{UNIT}(?:[,.;，]|$)|[^\d]*{NO_NUMBER}[^\d]*$")
 BARE_NUMBER = re.compile(rf"\W*?{NUMBER}{SHORT_UNIT}\W*?(?=[,，、;]|\.?\s*$)")
 # "3 or 4", "from 240 to 300 dollars", "3 and 4": which of them is not said.
-BETWEEN = rf"\s?(?:{any_word('or', 'and')}|[—…~～〜]|\.\.\.)\s?"
+BETWEEN = rf"\s?(?:{any_word('or')}(?:\s{LETTER}+(?:\s?=)?)?|{any_word('and')}|[—…~～〜]|\.\.\.)\s?"
 ALTERNATIVES = (
     rf"(?<!\d,\s){NUMBER}{BETWEEN}{NUMBER}|{NUMBER}\s?(?P<unit>{LETTER}{{1,20}}?|[€$%]){BETWEEN}{NUMBER}\s?(?P=unit)"
 )
-# All that is announced is several numbers, each with at most a label and a unit: "5 boys and 6 girls", "x = 5, y = 6".
+# All that is announced is several numbers: "5 boys and 6 girls", "x = 5, y = 6", "Tom has 5 and Ann has 6".
 ITEM = rf"(?:{LETTER}+\s?[:=]\s?)?{NUMBER}\s?(?:[€$%]|{LETTER}{{0,20}})"
-LIST = re.compile(rf"^\W*{ITEM}(?:\s?(?:[,;，、]|[,，]?\s?{any_word('and')})\s?{ITEM})+\W*$")
+LIST = re.compile(
+    rf"^\W*{ITEM}(?:\s?(?:[,;，、]|[,，]?\s?{any_word('and')})\s?{ITEM})+\W*$|"
+    rf"^\W*(?:{LETTER}+\s)?(?P<verb>{LETTER}+)\s{ITEM},?\s{any_word('and')}\s{LETTER}+\s(?P=verb)\s{ITEM}\W*$"
+)
 # A number that tells which or how large, not how many: "30-minute", "6th", "第6", "6回目", "the 24 liters", "42 + 4".
 MODIFIER = re.compile(
     rf"\d+-{LETTER}|\d+\s?[-+*/×÷]\s?(?=\d)|\d+(?:st|nd|rd|th|º|ª|er|ère|ème|ম|য়|র্থ|ঠ|వ)\b|第\s?\d+|ที่\s?\d+|"
@@ -105,6 +108,7 @@ ASIDES = [
         (rf"^\W*{any_word('condition')}\s(?:{LETTER}+\s)?{NUMBER}{UNIT}", " "),
         (r"^[^,，、\d]*\d[^,，、\d]*(?:[后後内內中で間间]|には?)[,，、]", " "), ("^.*?(?:ので|ため)、", " "),
         (rf"(?<=\d)[^\d]*?(?:{any_word('reason')}|,\s?{any_word('premise')}).*", " "),
+        (rf"(?<=\d)(?:[^\d]*?[^\d\s])?,\s{any_word('condition')}\s(?:{LETTER}+\s)?{NUMBER}[^\d]*$", " "),
         (rf"(?<=\d){UNIT}(?:{LETTER}+\s)?,?\s?{any_word('or')}\s[^\d]*?{NUMBER}{UNIT}", " "),
         (rf"^.*{any_word('that_is')}", " "), (rf"^.*{NUMBER}\s?{LETTER}*\s?{any_word('equals')}\s?(?={NUMBER})", " "),
     ]
@@ -124,16 +128,17 @@ LATEX = [
     ]
 ]  # fmt: skip
 # Clock times, ratios, amounts in two units, fractions and dates, powers, algebra, ranges, roots.
+OF = r"(?:\s(?:of|von|de|des|из|от|ya)\s(?:[a-zа-я]+\s)?\d[\d.,]*)?"  # after a fraction: "1/3 of 18"
 NOT_ONE_NUMBER = (
     rf"(?<![\d.,])(?=[\d¼½¾⅐-⅞√])(?:{any_word('clock')}|\d{{1,2}}[:：]\d{{2}}(?::\d{{2}})?|\d+:\d+|\d+ ?h ?\d\d\b|"
-    rf"\d+'\s?\d+\"|\d[\d.,]*\s?{any_word('unit')},?\s?(?:{any_word('and')}\s?)?\d+\s?{any_word('part')}|"
-    rf"(?:\d+ (?:{any_word('and')} )?)?\d[\d.,]*\s?/\s?\d+(?![\d.,]*\d)(?:/\d+)?|(?:\d+\s?)?[¼½¾⅐-⅞]|√\s?\d+|"
+    rf"\d+'\s?\d+\"|\d[\d.,]*\s?{any_word('unit')}[.,]?\s?(?:{any_word('and')}\s?)?\d+\s?{any_word('part')}|"
+    rf"(?:\d+ (?:{any_word('and')} )?)?\d[\d.,]*\s?/\s?\d+(?![\d.,]*\d)(?:/\d+)?{OF}|(?:\d+\s?)?[¼½¾⅐-⅞]{OF}|√\s?\d+|"
     r"\d[\d.,]*(?:\s?\^\s?\{?-?\d+\}?|[²³¹⁰⁴-⁹]|e[-+]?\d+|\*?[xyznπ](?!\w)|\([xyzn]\b|\s?[~～〜]\s?\d+))"
 )
 SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"(?<=\d)\uff0e(?=\d)", "."), (r"(?<=\d)[\uff0c_](?=\d)", ","), (r"(?<=\d)\u2019(?=\d)", "'"),
+        (r"~~[^~\n]+~~", ""), (r"(?<=\d)\uff0e(?=\d)", "."), (r"(?<=\d)[\uff0c_](?=\d)", ","), (r"(?<=\d)\u2019(?=\d)", "'"),
         (r"(?<![\d\s])\s*–(?=\d)", " -"), (r"(?<=[:：={])([ \t*]*)[-–] (?=[$€£¥₹]?\d)", r"\1-"),
         (rf"(?<![\d)]\s)(?<![\d)]){any_word('minus')}\s?(?=\d)", "-"),
         (NOT_ONE_NUMBER, NO_NUMBER),
@@ -142,18 +147,13 @@ SPELLINGS = [
     ]
 ]  # fmt: skip
 # Words for large numbers after a number: "70 thousand". 11万4200 and 3万5千 in Chinese and Japanese.
-POWERS_OF_TEN = {
-    2: "hundred|hundert|百",
-    3: r"thousand|k|tausend|mil|mille|тыс(?:\.|яч\w*)|elfu|వేలు|వేల|হাজার|พัน|千",
-    4: "หมื่น",
-    5: "lakhs?|laki|లక్షలు|లక్షల|లక్ష|লাখ|লক্ষ|แสน",
-    6: r"millions?|millionen|mio\.?|millón|millones|миллион\w*|млн|milioni|ล้าน",
-    7: "crores?|కోట్లు|కోట్ల|কোটি",
-}
-POWER_OF_TEN = re.compile(
-    rf"({NUMBER})\s?(?:{'|'.join(f'(?P<e{power}>{words})' for power, words in POWERS_OF_TEN.items())})(?![a-zа-яéธ])"
+POWERS_OF_TEN = "|".join(  # the larger ones first: "mil millones"
+    f"(?P<e{power}>{'|'.join(words['powers'][power] for words in LANGUAGES.values() if power in words['powers'])})"
+    for power in "9765432"
 )
-TEN_THOUSANDS = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s?[万萬]\s?(?:(\d)千|(\d{1,4}))?(?!\d)")
+POWER_OF_TEN = re.compile(rf"({NUMBER})\s?(?:{POWERS_OF_TEN})(?![a-zа-яéธ])")
+AMOUNT = re.compile(r"\d[\d,]*(?:\.\d+)?(?:\s?[亿億万萬千百]\s?\d*)+")  # 11万4200, 3万5千
+MYRIADS = {"亿": 10**8, "億": 10**8, "万": 10**4, "萬": 10**4}
 STEP_NUMBER = re.compile(
     rf"(?im)^[ \t]*(?:\d{{1,2}}[.)][ \t]+(?=\S)|[\W_]*{any_word('step')}\s?\d+\W)"
 )  # "2. " before a step
@@ -162,8 +162,12 @@ SENTENCE_END = re.compile(r"\n|[。।]|[.!?？](?:\s|$)")
 SENTENCE = re.compile(r"[^\n]+?(?:[。।？]|[.!?](?=\s)|$)", re.MULTILINE)
 # The end of a text that was not cut off: of a sentence, or a line that is a label with a number.
 COMPLETE = re.compile(r"(?:[.。।!?*$}\]-]|^[^:：\n]{0,40}[:：][^\n]*\d[^\n]{0,20})\s*\Z", re.MULTILINE)
-CHECK = re.compile(rf"^\W*{any_word('check')}.*\Z", re.MULTILINE | re.DOTALL)
-MISTAKE = re.compile(any_word("mistake"))
+# A check of the solution, to the end; a remark, a line.
+REMARK = re.compile(rf"^\W*(?:{any_word('check')}(?s:.*)|{any_word('remark')}.*)", re.MULTILINE)
+# At the beginning of a sentence, or after "Wait, ".
+MISTAKE = re.compile(
+    rf"(?:^|[.!?…。！？])\W*(?:[^\n.!?。,，、]{{1,20}}(?:[,，、…]\s*|(?<=[ก-๛])\s))?{any_word('mistake')}", re.MULTILINE
+)
 REFUSAL = re.compile(any_word("refusal"))
 # Thinking as models mark it: <think>, [THINK], ◁think▷, <|begin_of_thought|>, <|channel|>analysis ...
 THOUGHT = r"(?:think(?:ing)?|thought|reasoning)\s?\|?[>\]▷]"
@@ -261,8 +265,8 @@ def normalize(text: str, language: str) -> str:
     for pattern, replacement in [*(LATEX if "\\" in text or "^" in text else ()), *SPELLINGS]:
         text = pattern.sub(replacement, text)
     if language in ("ja", "zh"):
-        text = TEN_THOUSANDS.sub(lambda match: str(expand_ten_thousands(*match.groups())), text)
-    text = re.sub(rf"\b(elfu|laki|milioni) ({NUMBER})", r"\2 \1", text)  # as Swahili has it
+        text = AMOUNT.sub(expand_amount, text)
+    text = re.sub(rf"\b(mia|elfu|laki|milioni|bilioni) ({NUMBER})", r"\2 \1", text)  # as Swahili has it
     text = POWER_OF_TEN.sub(partial(expand_power, language), text)
     for code in (language, "en"):
         text = text.replace(HEADERS[code][1].rstrip(" :："), "")
@@ -275,10 +279,14 @@ def expand_power(language: str, match: re.Match[str]) -> str:
     return match[0] if value is None else f"{value.scaleb(int((match.lastgroup or '')[1:])):f}"
 
 
-def expand_ten_thousands(ten_thousands: str, thousands: str | None, units: str | None) -> int:
-    """The groups of ``TEN_THOUSANDS`` as a number: ("3", "5", None) is 35000."""
-    whole = Decimal(ten_thousands.replace(",", "")) * 10000
-    return int(whole + 1000 * int(thousands or 0) + int(units or 0))
+def expand_amount(match: re.Match[str]) -> str:
+    """The number that ``AMOUNT`` matches, in digits: each of its parts times its unit, and all before 万 times it."""
+    total = part = Decimal(0)
+    for digits, unit in re.findall(r"([\d.]*)([亿億万萬千百]?)", re.sub(r"[,\s]", "", match[0])):
+        part += Decimal(digits or 0) * {"千": 1000, "百": 100}.get(unit, 1)
+        if unit in MYRIADS:
+            total, part = total + part * MYRIADS[unit], Decimal(0)
+    return f"{(total + part).normalize():f}"
 
 
 def cut_at(text: str, stop: Iterable[str]) -> str:
@@ -366,9 +374,9 @@ def announcements(text: str, language: str) -> Iterator[Statement]:
 def last_sentences(text: str) -> Iterator[Statement]:
     """The sentences of a text that say something, the last one first; none if the last one says that none can be said.
 
-    A check of the solution after it does not count, nor does a question, unless it calculates.
+    Remarks do not count, nor does a question, unless it calculates.
     """
-    solution = CHECK.sub("", text)
+    solution = REMARK.sub("", text)
     sentences = SENTENCE.findall(solution if HAS_NUMBER.search(solution) else text)
     if not (sentences and REFUSAL.search(sentences[-1])):
         yield from (Statement(False, 0, "last number", sentence) for sentence in reversed(sentences)
