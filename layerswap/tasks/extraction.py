@@ -1,7 +1,8 @@
 """The number that an answer gives, read from text in eleven languages, and lm-eval's scores for comparison.
 
 Announcements ("the answer is", "Jibu ni"), digits of any script, grouped and decimal numbers, and calculations are
-understood. The rules are tables of regular expressions at the top; ``extract`` says in what order they count.
+understood. The rules are tables of regular expressions at the top, for lower case, with the words of languages.toml;
+``extract`` says in what order they count.
 benchmarks/extraction.py measures them on answers of models, and compares the scores of lm-eval's filters with lm-eval.
 """
 
@@ -36,6 +37,7 @@ class Extraction:
 # Of each language: MGSM's headers before a question, a step-by-step and a bare answer, and the words read by.
 LANGUAGES = tomllib.loads((Path(__file__).parent / "languages.toml").read_text(encoding="utf-8"))
 HEADERS: dict[str, tuple[str, str, str]] = {code: tuple(words["headers"]) for code, words in LANGUAGES.items()}
+LONGEST_ANSWER = 20_000  # characters after the thinking; of longer ones, which go in circles, the end is read
 UNSPACED = ("bn", "ja", "te", "th", "zh")  # scripts without spaces, or whose vowel signs are no letters to \b
 
 
@@ -93,10 +95,10 @@ LIST = re.compile(
 )
 # A number that tells which or how large, not how many: "30-minute", "6th", "第6", "6回目", "the 24 liters", "42 + 4".
 MODIFIER = re.compile(
-    rf"\d+-{LETTER}|\d+\s?[-+*/×÷]\s?(?=\d)|\d+(?:st|nd|rd|th|º|ª|er|ère|ème|ম|য়|র্থ|ঠ|వ)\b|第\s?\d+|ที่\s?\d+|"
-    r"\d+\s?(?:つ|回|番|日|か所|個|人|年)?目|\d+\w{1,3}(?:あたり|当たり|につき|ごと)|"
-    r"\d+\s?(?:分間?|時間|日間?|年間?|円|ドル|インチ|センチ|メートル|マイル|グラム)の|\d+\s?(?:分钟|小时|英寸|厘米)的|"
-    rf"{any_word('which')}\s?[$€£¥₹]?\d[\d.,]*|\d\s?{any_word('when')}",
+    rf"(?<!\d)\d+(?:-{LETTER}|\s?[-+*/×÷]\s?(?=\d)|(?:st|nd|rd|th|º|ª|er|ère|ème|ম|য়|র্থ|ঠ|వ)\b|\s?{any_word('when')}|"
+    r"\s?(?:つ|回|番|日|か所|個|人|年)?目|[^\W\d]{1,3}(?:あたり|当たり|につき|ごと)|\s?(?:分钟|小时|英寸|厘米)的|"
+    r"\s?(?:分間?|時間|日間?|年間?|円|ドル|インチ|センチ|メートル|マイル|グラム)の)|第\s?\d+|ที่\s?\d+|"
+    rf"{any_word('which')}\s?[$€£¥₹]?\d[\d.,]*",
 )  # fmt: skip
 # What is left out of a sentence, as long as a number is left: "since 60 minutes are an hour, ...", "after 4 hours, ",
 # "..., because 3 + 4 = 7", and what stands before the same in another unit ("180 minutes, that is ...").
@@ -131,19 +133,21 @@ LATEX = [
 OF = r"(?:\s(?:of|von|de|des|из|от|ya)\s(?:[a-zа-я]+\s)?\d[\d.,]*)?"  # after a fraction: "1/3 of 18"
 NOT_ONE_NUMBER = (
     rf"(?<![\d.,])(?=[\d¼½¾⅐-⅞√])(?:{any_word('clock')}|\d{{1,2}}[:：]\d{{2}}(?::\d{{2}})?|\d+:\d+|\d+ ?h ?\d\d\b|"
-    rf"\d+'\s?\d+\"|\d[\d.,]*\s?{any_word('unit')}[.,]?\s?(?:{any_word('and')}\s?)?\d+\s?{any_word('part')}|"
+    rf"\d+'\s?\d+\"|\d[\d.,]*\s?{any_word('unit')}[.,]?\s?(?:{any_word('and')}\s?)?\d+\s?{any_word('subunit')}|"
     rf"(?:\d+ (?:{any_word('and')} )?)?\d[\d.,]*\s?/\s?\d+(?![\d.,]*\d)(?:/\d+)?{OF}|(?:\d+\s?)?[¼½¾⅐-⅞]{OF}|√\s?\d+|"
     r"\d[\d.,]*(?:\s?\^\s?\{?-?\d+\}?|[²³¹⁰⁴-⁹]|e[-+]?\d+|\*?[xyznπ](?!\w)|\([xyzn]\b|\s?[~～〜]\s?\d+))"
 )
 SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"~~[^~\n]+~~", ""), (r"(?<=\d)\uff0e(?=\d)", "."), (r"(?<=\d)[\uff0c_](?=\d)", ","), (r"(?<=\d)\u2019(?=\d)", "'"),
+        (r"~~[^~\n]+~~", ""), (r"(?<=\d)\uff0e(?=\d)", "."), (r"(?<=\d)[\uff0c_](?=\d)", ","),
+        (r"(?<=\d)\u2019(?=\d)", "'"),
         (r"(?<![\d\s])\s*–(?=\d)", " -"), (r"(?<=[:：={])([ \t*]*)[-–] (?=[$€£¥₹]?\d)", r"\1-"),
         (rf"(?<![\d)]\s)(?<![\d)]){any_word('minus')}\s?(?=\d)", "-"),
         (NOT_ONE_NUMBER, NO_NUMBER),
         # Letters before digits are a currency, or digits are no number there: "Rs500", "CO2", "18 m2".
-        (r"(?<![a-z])(?:rs|[ktu]?sh|us|usd|eur|gbp|chf|rmb|cny|jpy|inr|thb|kes|tzs|bdt|rub|r)(?=\d)", "$"), (r"(?<=[a-zа-яё])\d+(?![\d.,]*\d)", ""),
+        (r"(?<![a-z])(?:rs|[ktu]?sh|us|usd|eur|gbp|chf|rmb|cny|jpy|inr|thb|kes|tzs|bdt|rub|r)(?=\d)", "$"),
+        (r"(?<=[a-zа-яё])\d+(?![\d.,]*\d)", ""),
     ]
 ]  # fmt: skip
 # Words for large numbers after a number: "70 thousand". 11万4200 and 3万5千 in Chinese and Japanese.
@@ -155,18 +159,19 @@ POWER_OF_TEN = re.compile(rf"({NUMBER})\s?(?:{POWERS_OF_TEN})(?![a-zа-яéธ])
 AMOUNT = re.compile(r"\d[\d,]*(?:\.\d+)?(?:\s?[亿億万萬千百]\s?\d*)+")  # 11万4200, 3万5千
 MYRIADS = {"亿": 10**8, "億": 10**8, "万": 10**4, "萬": 10**4}
 STEP_NUMBER = re.compile(
-    rf"(?im)^[ \t]*(?:\d{{1,2}}[.)][ \t]+(?=\S)|[\W_]*{any_word('step')}\s?\d+\W)"
+    rf"(?im)^[ \t]*(?:\d{{1,2}}[.)][ \t]+(?=\S)|[^\w\n]{{0,9}}{any_word('step')}\s?\d+\W)"
 )  # "2. " before a step
-FIRST_STEP = re.compile(rf"(?m)^[ \t]*1[.)][ \t]|^[\W_]*{any_word('step')}\s?1\W")
+FIRST_STEP = re.compile(rf"(?m)^[ \t]*1[.)][ \t]|^[^\w\n]{{0,9}}{any_word('step')}\s?1\W")
 SENTENCE_END = re.compile(r"\n|[。।]|[.!?？](?:\s|$)")
 SENTENCE = re.compile(r"[^\n]+?(?:[。।？]|[.!?](?=\s)|$)", re.MULTILINE)
 # The end of a text that was not cut off: of a sentence, or a line that is a label with a number.
 COMPLETE = re.compile(r"(?:[.。।!?*$}\]-]|^[^:：\n]{0,40}[:：][^\n]*\d[^\n]{0,20})\s*\Z", re.MULTILINE)
 # A check of the solution, to the end; a remark, a line.
-REMARK = re.compile(rf"^\W*(?:{any_word('check')}(?s:.*)|{any_word('remark')}.*)", re.MULTILINE)
+REMARK = re.compile(rf"^[^\w\n]{{0,9}}(?:{any_word('check')}(?s:.*)|{any_word('remark')}.*)", re.MULTILINE)
 # At the beginning of a sentence, or after "Wait, ".
 MISTAKE = re.compile(
-    rf"(?:^|[.!?…。！？])\W*(?:[^\n.!?。,，、]{{1,20}}(?:[,，、…]\s*|(?<=[ก-๛])\s))?{any_word('mistake')}", re.MULTILINE
+    rf"(?:^|[.!?…。！？])[^\w\n]{{0,9}}(?:[^\n.!?。,，、]{{1,20}}(?:[,，、…]\s*|(?<=[ก-๛])\s))?{any_word('mistake')}",
+    re.MULTILINE,
 )
 REFUSAL = re.compile(any_word("refusal"))
 # Thinking as models mark it: <think>, [THINK], ◁think▷, <|begin_of_thought|>, <|channel|>analysis ...
@@ -269,7 +274,7 @@ def normalize(text: str, language: str) -> str:
     text = re.sub(rf"\b(mia|elfu|laki|milioni|bilioni) ({NUMBER})", r"\2 \1", text)  # as Swahili has it
     text = POWER_OF_TEN.sub(partial(expand_power, language), text)
     for code in (language, "en"):
-        text = text.replace(HEADERS[code][1].rstrip(" :："), "")
+        text = text.replace(HEADERS[code][1].lower().rstrip(" :："), "")
     return STEP_NUMBER.sub("", text) if FIRST_STEP.search(text) else text
 
 
@@ -281,12 +286,12 @@ def expand_power(language: str, match: re.Match[str]) -> str:
 
 def expand_amount(match: re.Match[str]) -> str:
     """The number that ``AMOUNT`` matches, in digits: each of its parts times its unit, and all before 万 times it."""
-    total = part = Decimal(0)
+    total = section = Decimal(0)
     for digits, unit in re.findall(r"([\d.]*)([亿億万萬千百]?)", re.sub(r"[,\s]", "", match[0])):
-        part += Decimal(digits or 0) * {"千": 1000, "百": 100}.get(unit, 1)
+        section += Decimal(digits or 0) * {"千": 1000, "百": 100}.get(unit, 1)
         if unit in MYRIADS:
-            total, part = total + part * MYRIADS[unit], Decimal(0)
-    return f"{(total + part).normalize():f}"
+            total, section = total + section * MYRIADS[unit], Decimal(0)
+    return f"{(total + section).normalize():f}"
 
 
 def cut_at(text: str, stop: Iterable[str]) -> str:
@@ -314,7 +319,8 @@ def extract(text: str, language: str, stop: Sequence[str] = ()) -> Extraction:
     The last of these: a mark (\\boxed, or GSM8K's #### before nothing but a number), a heading of the answer
     ("**Answer:** ..."), an announcement of nothing but a number, native or English. Without them the last announcement
     that has a number; without one the last sentence. Where it gives what is not one number (a fraction, a clock time,
-    "3 or 4", a calculation without its result), there is no answer. ``stated_number`` says which of several counts.
+    "3 or 4", a calculation without its result, words), there is no answer. What stands before "I made a mistake" does
+    not count. ``stated_number`` says which of several numbers does.
 
     Args:
         text: the answer.
@@ -324,7 +330,7 @@ def extract(text: str, language: str, stop: Sequence[str] = ()) -> Extraction:
     answer = strip_thinking(cut_at(text, stop))
     if answer is None:
         return Extraction(None, "truncated")
-    answer = normalize(answer, language)
+    answer = normalize(answer[-LONGEST_ANSWER:], language)
     if HAS_NUMBER.search(correction := MISTAKE.split(answer)[-1]):
         answer = correction
     results = [abs(value) for match in RESULT.finditer(answer) if (value := to_number(match[1], language)) is not None]
@@ -333,8 +339,8 @@ def extract(text: str, language: str, stop: Sequence[str] = ()) -> Extraction:
         return [abs(number.value) for number in find_numbers(answer, language)].count(abs(value)) == 1
 
     announced = sorted(announcements(answer, language), reverse=True)
-    in_words = announced and not HAS_NUMBER.search(answer, max(statement.start for statement in announced))
-    for statement in [*announced, *(() if in_words else last_sentences(answer))]:
+    is_in_words = announced and not HAS_NUMBER.search(answer, max(statement.start for statement in announced))
+    for statement in [*announced, *(() if is_in_words else last_sentences(answer))]:
         if not HAS_NUMBER.search(statement.text):
             continue
         is_last = statement.rule == "last number"
@@ -357,16 +363,17 @@ def announcements(text: str, language: str) -> Iterator[Statement]:
     for mark in (BOX, GSM8K_MARK):
         for match in mark.finditer(text):
             yield Statement(True, match.start(), "mark", LIST.sub(NO_NUMBER, match[1]))
+    last_result = max((match.start() for match in RESULT.finditer(text)), default=-1)
     for word in {LANGUAGES[language]["answer"], LANGUAGES["en"]["answer"]}:
-        pattern = rf"(?P<line>^[^\w\n]*(?:{LETTER}+[ \t]+){{0,3}})?(?:{word}){ANNOUNCEMENT}"
+        pattern = rf"(?P<line>^[^\w\n]*(?:{LETTER}+[ \t]+){{0,3}})?(?:{word}){ANNOUNCEMENT}(?=(?P<marks>{MARKS}))"
         for match in re.finditer(pattern, text, re.MULTILINE):
-            sentence = SENTENCE_END.split(re.sub(rf"^{MARKS}", "", text[match.end() :]))[0]
-            end = match.end() + len(sentence)
-            sentence = LIST.sub(NO_NUMBER, sentence)
+            following = SENTENCE_END.search(text, match.end("marks"))
+            end = following.start() if following else len(text)
+            sentence = LIST.sub(NO_NUMBER, text[match.end("marks") : end])
             alone = BARE_NUMBER.match(IN_BRACKETS.sub("", sentence))
             is_heading = match["line"] is not None and match.group()[-1] in ":："
             is_heading = is_heading and (match["line"] != "" or match.start() > 1)
-            if alone or is_heading or not RESULT.search(text, end):
+            if alone or is_heading or last_result < end:
                 announced = alone.group() if alone else sentence
                 yield Statement(bool(alone or is_heading), match.start(), "phrase", announced)
 
