@@ -292,7 +292,7 @@ def test_eval_prints_a_table_and_keeps_the_answers(capsys, experts, tmp_path, mo
     assert run_without_torch(*arguments) == text  # finished answers need no model
 
 
-MANNERS = ["renamed", "weights over weights", "another tokenizer"]
+MANNERS = ["renamed", "weights over weights", "with the same times", "another tokenizer"]
 
 
 def replace_folder(folder, source, manner):
@@ -300,8 +300,12 @@ def replace_folder(folder, source, manner):
     if manner == "renamed":
         folder.rename(folder.with_name(f"{folder.name}-before"))
         shutil.copytree(source, folder)
-    elif manner == "weights over weights":
-        (folder / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    elif manner.startswith("w"):
+        weights = folder / "model.safetensors"
+        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+        weights.write_bytes((source / weights.name).read_bytes())
+        if manner == "with the same times":  # as cp -p and rsync --inplace -t of reproducible files
+            os.utime(weights, ns=times)
     else:
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["model"]["vocab"] |= {"two": 8, "five": 5}  # words with each other's ids
@@ -376,6 +380,30 @@ def test_eval_checks_all_models_before_the_first_answer(capsys, experts, tmp_pat
         status, text, error = run(capsys, *arguments, "--style", style, "--exemplars", 0)
         assert status == 2 and problem in error and error.count("\n") == 1 and not text
         assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_other_stop_strings_may_end_an_answer(capsys, experts, tmp_path, monkeypatch):
+    """They are part of the key: no answer that another one ended is taken for theirs."""
+    monkeypatch.setenv("LAYERSWAP_DATA", str(write_mgsm(tmp_path / "data")))
+    samples = tmp_path / "answers.jsonl"
+    arguments = [
+        "eval",
+        "--model",
+        experts[0],
+        "--languages",
+        "en",
+        "--exemplars",
+        1,
+        "--max-new-tokens",
+        4,
+        "--samples",
+        samples,
+    ]
+    tables = [run(capsys, *arguments, *stop)[1].splitlines() for stop in
+              ([], ["--stop", r"\n\n", "--stop", "Question:"], ["--stop", "two"], ["--stop", ""])]  # fmt: skip
+    assert tables[1] == tables[0] and "two" in tables[2][1] and "stops" not in tables[3][0]
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(rows) == 6 and len({row["key"] for row in rows}) == 6
 
 
 def test_eval_says_what_ends_an_answer(capsys, experts, tmp_path, monkeypatch):
