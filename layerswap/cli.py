@@ -352,10 +352,12 @@ def run_eval(options: argparse.Namespace) -> None:
         for folder, digest in digests.items():
             check = partial(checkpoints.check_unchanged, folder, states[folder])
             has_template = checkpoints.has_chat_template(folder)
-            model = evaluation.ScoredModel(folder, digest, cache(partial(load, folder)), check, has_template)
+            name = os.fsencode(folder).decode(errors="backslashreplace")  # pandas takes no undecoded bytes
+            model = evaluation.ScoredModel(name, digest, cache(partial(load, folder)), check, has_template)
             frames += [
                 evaluation.evaluate([model], task, problems[language], exemplars[language], answers, style=style,
-                                    max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens, stops=stops)
+                                    max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens,
+                                    stops=stops)
                 for language in languages
             ]  # fmt: skip
     finally:

@@ -16,7 +16,7 @@ from layerswap.evaluation.answers import RECORD, AnswerCache
 from layerswap.files import json_digest
 from layerswap.progress import progress_options
 from layerswap.tasks.base import Problem, Task
-from layerswap.tasks.extraction import identify_language, lm_eval_scores
+from layerswap.tasks.extraction import identify_language, language_identifier, lm_eval_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -89,6 +89,7 @@ def evaluate(
             from layerswap.evaluation.engine import stream  # here: a finished evaluation needs no torch
 
             cache.check()
+            language_identifier()  # it needs a temporary file
             details = {"language": language, "style": style, "shots": len(exemplars), "weights": model.digest}
             with AnswerProgress(model.name, task, problems, missing) as progress:
 

@@ -17,6 +17,8 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from layerswap.errors import as_user_error
+
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
@@ -189,7 +191,8 @@ def language_identifier() -> "LanguageIdentifier":
     """py3langid's model, confined to MGSM's languages."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    with as_user_error("py3langid's model, which tells an answer's language, cannot be loaded"):
+        identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     identifier.set_languages(list(HEADERS))
     return identifier
 
