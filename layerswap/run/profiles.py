@@ -30,6 +30,11 @@ from layerswap.tasks.msvamp import MSVAMP
 Parameters = dict[str, Any]
 DEFAULTS = "ci"  # the profile that sets every parameter
 NOTEBOOK_NAME = re.compile(r"\d\d_\w+")
+CHOICES = {
+    "device": ("cpu", "cuda"), "eval_dtype": ("float32", "bfloat16"), "split": ("test", "validation"),
+    "criterion": ("exact match", "answer loss"),
+}  # fmt: skip
+AT_LEAST_ONE = ("n_problems", "n_sweep", "n_map", "max_new_tokens", "threads")
 EMPTY_LISTS = {"probed_layers": [0]}  # what the lists hold that are empty by default; all others hold texts
 FIGURE_FORMATS = ("png", "svg", "csv")  # files of one figure
 # Parameters that had another name, and what to write instead.
@@ -243,6 +248,10 @@ def override(where: str, notebook: str, parameter: str, value: Any, default: Any
         raise UserError(f"{where}: {parameter} is {value!r} ({type(value).__name__}), {notebook} expects {expected}")
     if not is_nonnegative(value):
         raise UserError(f"{where}: {parameter} is {value!r}, expected 0 or more")
+    if parameter in AT_LEAST_ONE and value < 1:
+        raise UserError(f"{where}: {parameter} is {value!r}, expected 1 or more")
+    if value not in (choices := CHOICES.get(parameter, (value,))):
+        raise UserError(f"{where}: {parameter} is {value!r}, expected one of {', '.join(choices)}")
     return float(value) if isinstance(default, float) else value
 
 
