@@ -199,8 +199,6 @@ def check_experts(
         if models and len(models) != len(experts) * len(seeds):
             expected = f"one for each of {experts} and of seeds {seeds}, or none"
             raise UserError(f"{parameter} has {len(models)} models, expected {expected}")
-        if not_text := [model for model in models if not isinstance(model, str)]:
-            raise UserError(f"{parameter} has {not_text[0]!r}, expected the name of a model")
 
 
 def pair_counts(pairs: str, seeds: Sequence[int]) -> tuple[int, int]:

@@ -55,7 +55,8 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     if not is_data_there:
         lines.append("data       not looked for: LAYERSWAP_DATA is not set; it must name the folder that holds mgsm/")
     lines.append(f"load       base {p['base']}")
-    lines += [f"           expert {name}{'' if is_at_hand(name) else ' (no such folder here)'}" for name in named]
+    absent = [name for name in named if not (ROOT / name).exists() and not HUB.fullmatch(name)]
+    lines += [f"           expert {name}{' (no such folder here)' if name in absent else ''}" for name in named]
     lines.append(f"           {len(fetched)} model(s) to fetch from the hub, about {gigabytes(disk)} in bfloat16")
 
     training_seconds = 0.0
@@ -159,11 +160,6 @@ def trained_experts(parameters: Parameters) -> list[str]:
     """ "math" and languages whose training text 01_experts needs: of experts that are not given, and of baselines."""
     names = [] if parameters["math_experts"] and not parameters["baselines"] else ["math"]
     return names + ([] if parameters["language_experts"] and not parameters["baselines"] else parameters["languages"])
-
-
-def is_at_hand(name: str) -> bool:
-    """Whether a model is a folder or file here, or is named as one on the hub."""
-    return (ROOT / name).exists() or HUB.fullmatch(name) is not None
 
 
 def check_splits(source: str, parameters: Parameters) -> None:

@@ -209,6 +209,7 @@ def run_profile(project: Project, profile: str, names: Sequence[str] = ()) -> li
     parameters, ran = load_profile(project, profile), []
     names = names or project.notebook_names()
     needed = with_needs(project, names)
+    project.check_outputs(profile)
     for line in changed_parameters(project, names):
         print_error(line)
     for name in needed:

@@ -29,7 +29,7 @@ from layerswap.tasks.msvamp import MSVAMP
 
 Parameters = dict[str, Any]
 DEFAULTS = "ci"  # the profile that sets every parameter
-NOTEBOOK_NAME = re.compile(r"\d\d_\w+")
+NOTEBOOK_NAME = re.compile(r"\d\d_\w+", re.ASCII)  # as the Makefile has it
 CHOICES = {
     "device": ("cpu", "cuda"), "eval_dtype": ("float32", "bfloat16"), "split": ("test", "validation"),
     "criterion": ("exact match", "answer loss"),
@@ -71,6 +71,14 @@ class Project:
         figures = self.root / "figures" / profile
         files = [figures / f"{figure}.{suffix}" for figure in declared["figures"] for suffix in FIGURE_FORMATS]
         return files + [self.build(profile, file) for file in declared["artifacts"]]
+
+    def check_outputs(self, profile: str) -> None:
+        """UserError if two notebooks declare the same file, as a copy of one does: each would undo the other's."""
+        owners: dict[Path, str] = {}
+        for name in self.notebook_names():
+            for path in self.outputs(name, profile):
+                if (owner := owners.setdefault(path, name)) != name:
+                    raise UserError(f"{path.stem} is declared by {owner} and by {name}: a copy needs names of its own")
 
 
 def is_section(path: Path) -> bool:

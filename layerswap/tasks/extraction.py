@@ -51,6 +51,11 @@ def any_word(*fields: str) -> str:
     return f"(?:{'|'.join(filter(None, [spaced and bounded, unspaced]))})"
 
 
+def compile_rules(*rules: tuple[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    """Rules (pattern, replacement), compiled; each is applied to what the one before it leaves."""
+    return [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+
 # What is no space, digit or mark: to regular expressions, vowel signs of Indian scripts and Thai are no letters.
 LETTER = r"[^\s\d!-/:-@\[-`{-~\u00a0-\u00bf×÷–—’“”„…、。，；：！？（）「」・।≈€₹\ufffc]"
 MARKS = r"[\s*_`\"”»」)>$]*"  # emphasis, quotes, brackets and mathematics that may stand before a number
@@ -104,33 +109,27 @@ MODIFIER = re.compile(
 )  # fmt: skip
 # What is left out of a sentence, as long as a number is left: "since 60 minutes are an hour, ...", "after 4 hours, ",
 # "..., because 3 + 4 = 7", and what stands before the same in another unit ("180 minutes, that is ...").
-ASIDES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (IN_BRACKETS.pattern, ""), (ALTERNATIVES, NO_NUMBER),
-        (rf"^.{{0,12}}?{any_word('reason', 'premise', 'condition')}(?:[^,，、]|,(?=\d))*(?:[，、]|,(?!\d))", " "),
-        (rf"^\W*{any_word('condition')}\s(?:{LETTER}+\s)?{NUMBER}{UNIT}", " "),
-        (r"^[^,，、\d]*\d[^,，、\d]*(?:[后後内內中で間间]|には?)[,，、]", " "), ("^.*?(?:ので|ため)、", " "),
-        (rf"(?<=\d)[^\d]*?(?:{any_word('reason')}|,\s?{any_word('premise')}).*", " "),
-        (rf"(?<=\d)(?:[^\d]*?[^\d\s])?,\s{any_word('condition')}\s(?:{LETTER}+\s)?{NUMBER}[^\d]*$", " "),
-        (rf"(?<=\d){UNIT}(?:{LETTER}+\s)?,?\s?{any_word('or')}\s[^\d]*?{NUMBER}{UNIT}", " "),
-        (rf"^.*{any_word('that_is')}", " "), (rf"^.*{NUMBER}\s?{LETTER}*\s?{any_word('equals')}\s?(?={NUMBER})", " "),
-    ]
-]  # fmt: skip
+ASIDES = compile_rules(
+    (IN_BRACKETS.pattern, ""), (ALTERNATIVES, NO_NUMBER),
+    (rf"^.{{0,12}}?{any_word('reason', 'premise', 'condition')}(?:[^,，、]|,(?=\d))*(?:[，、]|,(?!\d))", " "),
+    (rf"^\W*{any_word('condition')}\s(?:{LETTER}+\s)?{NUMBER}{UNIT}", " "),
+    (r"^[^,，、\d]*\d[^,，、\d]*(?:[后後内內中で間间]|には?)[,，、]", " "), ("^.*?(?:ので|ため)、", " "),
+    (rf"(?<=\d)[^\d]*?(?:{any_word('reason')}|,\s?{any_word('premise')}).*", " "),
+    (rf"(?<=\d)(?:[^\d]*?[^\d\s])?,\s{any_word('condition')}\s(?:{LETTER}+\s)?{NUMBER}[^\d]*$", " "),
+    (rf"(?<=\d){UNIT}(?:{LETTER}+\s)?,?\s?{any_word('or')}\s[^\d]*?{NUMBER}{UNIT}", " "),
+    (rf"^.*{any_word('that_is')}", " "), (rf"^.*{NUMBER}\s?{LETTER}*\s?{any_word('equals')}\s?(?={NUMBER})", " "),
+)  # fmt: skip
 # Characters, LaTeX, and all else of which one spelling is left: (pattern, text).
 CHARACTERS = str.maketrans("－−＋＝＄⋅·⁄", "--+=$××/", "\u200b\u2060\ufeff")
-LATEX = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\\!", ""), (r"\{,\}", ","), (r"(?<=\d)\\[,;: ](?=\d{3})", "\u2009"), (r"\\([$%#&_])", r"\1"),
-        (r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s?\{([^{}]*)\}", r"\1"),
-        (r"\\[dtc]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))", r" \1\2/\3\4"),
-        (r"\\sqrt\s?\{[^{}]*\}|\d[\d.,]*\s?\\pi\b", NO_NUMBER),
-        (r"\^\s?\{?\\circ\}?", "°"), (rf"(?<={LETTER})\s?\^\s?(?:\{{[^{{}}]*\}}|\w)", ""),
-        (r"\\times\b|\\cdot\b", "×"), (r"\\div\b", "÷"), (r"\\approx\b", "≈"),
-        (r"\\(?:left|right|quad|qquad)\b|\\[()\[\],;:! ]", " "), (" {2,}", " "),
-    ]
-]  # fmt: skip
+LATEX = compile_rules(
+    (r"\\!", ""), (r"\{,\}", ","), (r"(?<=\d)\\[,;: ](?=\d{3})", "\u2009"), (r"\\([$%#&_])", r"\1"),
+    (r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s?\{([^{}]*)\}", r"\1"),
+    (r"\\[dtc]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))", r" \1\2/\3\4"),
+    (r"\\sqrt\s?\{[^{}]*\}|\d[\d.,]*\s?\\pi\b", NO_NUMBER),
+    (r"\^\s?\{?\\circ\}?", "°"), (rf"(?<={LETTER})\s?\^\s?(?:\{{[^{{}}]*\}}|\w)", ""),
+    (r"\\times\b|\\cdot\b", "×"), (r"\\div\b", "÷"), (r"\\approx\b", "≈"),
+    (r"\\(?:left|right|quad|qquad)\b|\\[()\[\],;:! ]", " "), (" {2,}", " "),
+)  # fmt: skip
 # Clock times, ratios, amounts in two units, fractions and dates, powers, algebra, ranges, roots.
 OF = r"(?:\s(?:of|von|de|des|из|от|ya)\s(?:[a-zа-я]+\s)?\d[\d.,]*)?"  # after a fraction: "1/3 of 18"
 NOT_ONE_NUMBER = (
@@ -139,19 +138,16 @@ NOT_ONE_NUMBER = (
     rf"(?:\d+ (?:{any_word('and')} )?)?\d[\d.,]*\s?/\s?\d+(?![\d.,]*\d)(?:/\d+)?{OF}|(?:\d+\s?)?[¼½¾⅐-⅞]{OF}|√\s?\d+|"
     r"\d[\d.,]*(?:\s?\^\s?\{?-?\d+\}?|[²³¹⁰⁴-⁹]|e[-+]?\d+|\*?[xyznπ](?!\w)|\([xyzn]\b|\s?[~～〜]\s?\d+))"
 )
-SPELLINGS = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"~~[^~\n]+~~", ""), (r"(?<=\d)\uff0e(?=\d)", "."), (r"(?<=\d)[\uff0c_](?=\d)", ","),
-        (r"(?<=\d)\u2019(?=\d)", "'"),
-        (r"(?<![\d\s])\s*–(?=\d)", " -"), (r"(?<=[:：={])([ \t*]*)[-–] (?=[$€£¥₹]?\d)", r"\1-"),
-        (rf"(?<![\d)]\s)(?<![\d)]){any_word('minus')}\s?(?=\d)", "-"),
-        (NOT_ONE_NUMBER, NO_NUMBER),
-        # Letters before digits are a currency, or digits are no number there: "Rs500", "CO2", "18 m2".
-        (r"(?<![a-z])(?:rs|[ktu]?sh|us|usd|eur|gbp|chf|rmb|cny|jpy|inr|thb|kes|tzs|bdt|rub|r)(?=\d)", "$"),
-        (r"(?<=[a-zа-яё])\d+(?![\d.,]*\d)", ""),
-    ]
-]  # fmt: skip
+SPELLINGS = compile_rules(
+    (r"~~[^~\n]+~~", ""), (r"(?<=\d)\uff0e(?=\d)", "."), (r"(?<=\d)[\uff0c_](?=\d)", ","),
+    (r"(?<=\d)\u2019(?=\d)", "'"),
+    (r"(?<![\d\s])\s*–(?=\d)", " -"), (r"(?<=[:：={])([ \t*]*)[-–] (?=[$€£¥₹]?\d)", r"\1-"),
+    (rf"(?<![\d)]\s)(?<![\d)]){any_word('minus')}\s?(?=\d)", "-"),
+    (NOT_ONE_NUMBER, NO_NUMBER),
+    # Letters before digits are a currency, or digits are no number there: "Rs500", "CO2", "18 m2".
+    (r"(?<![a-z])(?:rs|[ktu]?sh|us|usd|eur|gbp|chf|rmb|cny|jpy|inr|thb|kes|tzs|bdt|rub|r)(?=\d)", "$"),
+    (r"(?<=[a-zа-яё])\d+(?![\d.,]*\d)", ""),
+)  # fmt: skip
 # Words for large numbers after a number: "70 thousand". 11万4200 and 3万5千 in Chinese and Japanese.
 POWERS_OF_TEN = "|".join(  # the larger ones first: "mil millones"
     f"(?P<e{power}>{'|'.join(words['powers'][power] for words in LANGUAGES.values() if power in words['powers'])})"
@@ -164,7 +160,6 @@ STEP_NUMBER = re.compile(
     rf"(?im)^[ \t]*(?:\d{{1,2}}[.)][ \t]+(?=\S)|[^\w\n]{{0,9}}{any_word('step')}\s?\d+\W)"
 )  # "2. " before a step
 FIRST_STEP = re.compile(rf"(?m)^[ \t]*1[.)][ \t]|^[^\w\n]{{0,9}}{any_word('step')}\s?1\W")
-SENTENCE_END = re.compile(r"\n|[。।]|[.!?？](?:\s|$)")
 SENTENCE = re.compile(r"[^\n]+?(?:[。।？]|[.!?](?=\s)|$)", re.MULTILINE)
 # The end of a text that was not cut off: of a sentence, or a line that is a label with a number.
 COMPLETE = re.compile(r"(?:[.。।!?*$}\]-]|^[^:：\n]{0,40}[:：][^\n]*\d[^\n]{0,20})\s*\Z", re.MULTILINE)
@@ -370,8 +365,8 @@ def announcements(text: str, language: str) -> Iterator[Statement]:
     for word in {LANGUAGES[language]["answer"], LANGUAGES["en"]["answer"]}:
         pattern = rf"(?P<line>^[^\w\n]*(?:{LETTER}+[ \t]+){{0,3}})?(?:{word}){ANNOUNCEMENT}(?=(?P<marks>{MARKS}))"
         for match in re.finditer(pattern, text, re.MULTILINE):
-            following = SENTENCE_END.search(text, match.end("marks"))
-            end = following.start() if following else len(text)
+            following = SENTENCE.match(text, match.end("marks"))
+            end = following.end() if following else len(text)
             sentence = LIST.sub(NO_NUMBER, text[match.end("marks") : end])
             alone = BARE_NUMBER.match(IN_BRACKETS.sub("", sentence))
             is_heading = match["line"] is not None and match.group()[-1] in ":："
@@ -411,12 +406,9 @@ def strip_asides(sentence: str, is_last: bool) -> str:
 
 
 def stated_number(
-    sentence: str,
-    numbers: Sequence[Number],
-    is_last: bool,
-    results: Sequence[Decimal],
+    sentence: str, numbers: Sequence[Number], is_last: bool, results: Sequence[Decimal],
     is_new: Callable[[Decimal], bool],
-) -> Decimal:
+) -> Decimal:  # fmt: skip
     """Which of its numbers a sentence states.
 
     One in bold type, or the one that was calculated last; but a number that stands nowhere else, after two others, is

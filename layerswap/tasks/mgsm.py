@@ -172,14 +172,9 @@ def published_rows(source: str, language: str, split: str) -> list[dict[str, Any
 
 
 def hub_split(
-    description: str,
-    name: str,
-    configuration: str | None,
-    split: str,
-    commit: str,
-    columns: Sequence[str] = (),
+    description: str, name: str, configuration: str | None, split: str, commit: str, columns: Sequence[str] = (),
     **files: str,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """The rows of a split of a data set on the hub, as dicts of these columns (none: all).
 
     description: what the rows are, for the error. files: ``data_files`` of ``datasets.load_dataset``.
