@@ -154,23 +154,26 @@ POWERS_OF_TEN = "|".join(  # the larger ones first: "mil millones"
     for power in "9765432"
 )
 POWER_OF_TEN = re.compile(rf"({NUMBER})\s?(?:{POWERS_OF_TEN})(?![a-zа-яéธ])")
-AMOUNT = re.compile(r"\d[\d,]*(?:\.\d+)?(?:\s?[亿億万萬千百]\s?\d*)+")  # 11万4200, 3万5千
+AMOUNT = re.compile(r"\d[\d,]*(?:\.\d+)?(?:\s?(?:[亿億万萬百]|千(?![克米瓦卡]))\s?\d*)+")  # 11万4200, 3万5千
 MYRIADS = {"亿": 10**8, "億": 10**8, "万": 10**4, "萬": 10**4}
 STEP_NUMBER = re.compile(
-    rf"(?im)^[ \t]*(?:\d{{1,2}}[.)][ \t]+(?=\S)|[^\w\n]{{0,9}}{any_word('step')}\s?\d+\W)"
+    rf"(?im)^[ \t]*(?:\d{{1,2}}[.)][ \t]+(?=\S)|[^\w\n]{{0,9}}{any_word('step')}\s?\d+步?\W)"
 )  # "2. " before a step
-FIRST_STEP = re.compile(rf"(?m)^[ \t]*1[.)][ \t]|^[^\w\n]{{0,9}}{any_word('step')}\s?1\W")
+FIRST_STEP = re.compile(rf"(?m)^[ \t]*1[.)][ \t]|^[^\w\n]{{0,9}}{any_word('step')}\s?1步?\W")
 SENTENCE = re.compile(r"[^\n]+?(?:[。।？]|[.!?](?=\s)|$)", re.MULTILINE)
 # The end of a text that was not cut off: of a sentence, or a line that is a label with a number.
 COMPLETE = re.compile(r"(?:[.。।!?*$}\]-]|^[^:：\n]{0,40}[:：][^\n]*\d[^\n]{0,20})\s*\Z", re.MULTILINE)
 # A check of the solution, to the end; a remark, a line.
-REMARK = re.compile(rf"^[^\w\n]{{0,9}}(?:{any_word('check')}(?s:.*)|{any_word('remark')}.*)", re.MULTILINE)
+REMARK = re.compile(
+    rf"^[^\w\n]{{0,9}}(?:{any_word('check')}[^\d\n:：]{{0,30}}(?:[:：]|$)(?s:.*)|{any_word('remark')}.*)", re.MULTILINE
+)
 # At the beginning of a sentence, or after "Wait, ".
 MISTAKE = re.compile(
     rf"(?:^|[.!?…。！？])[^\w\n]{{0,9}}(?:[^\n.!?。,，、]{{1,20}}(?:[,，、…]\s*|(?<=[ก-๛])\s))?{any_word('mistake')}",
     re.MULTILINE,
 )
-REFUSAL = re.compile(any_word("refusal"))
+REFUSAL = re.compile(rf"{any_word('refusal')}[^\d]*$")
+CONFIRMATION = re.compile(any_word("confirmation"))
 # Thinking as models mark it: <think>, [THINK], ◁think▷, <|begin_of_thought|>, <|channel|>analysis ...
 THOUGHT = r"(?:think(?:ing)?|thought|reasoning)\s?\|?[>\]▷]"
 THINKING = re.compile(
@@ -337,7 +340,8 @@ def extract(text: str, language: str, stop: Sequence[str] = ()) -> Extraction:
         return [abs(number.value) for number in find_numbers(answer, language)].count(abs(value)) == 1
 
     announced = sorted(announcements(answer, language), reverse=True)
-    is_in_words = announced and not HAS_NUMBER.search(answer, max(statement.start for statement in announced))
+    ending = max(announced, key=lambda statement: statement.start, default=None)
+    is_in_words = ending and not (HAS_NUMBER.search(answer, ending.start) or CONFIRMATION.search(ending.text))
     for statement in [*announced, *(() if is_in_words else last_sentences(answer))]:
         if not HAS_NUMBER.search(statement.text):
             continue
