@@ -138,6 +138,9 @@ def command_parser() -> Parser:
                          help=f"solved problems in a prompt ({N_EXEMPLARS}; in the styles chat and lab 0)")  # fmt: skip
     command.add_argument("--limit", type=int, metavar="N", help="problems a language (all)")
     command.add_argument("--max-new-tokens", type=int, default=320, metavar="N", help="tokens of an answer (320)")
+    command.add_argument("--stop", metavar="TEXT", action="append",
+                         help=r"what ends an answer instead of the style's own stop strings; \n is a line break, '' "
+                              "nothing but the end token (repeatable)")  # fmt: skip
     command.add_argument("--batch-tokens", type=int, default=16384, metavar="N", help="tokens of a batch (16384)")
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model runs (cpu)")
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
@@ -324,6 +327,7 @@ def run_eval(options: argparse.Namespace) -> None:
     problems = {language: task.problems(language, limit=options.limit) for language in languages}
     exemplars = {language: task.exemplars(language, n_exemplars, style) for language in languages}
 
+    stops = options.stop and [text.replace(r"\n", "\n") for text in options.stop if text]
     digests, states, base = {}, {}, options.base and resolve_argument(options.base)
     for folder in dict.fromkeys(resolve_argument(name, base) for name in options.model):
         states[folder] = checkpoints.file_states(folder)  # before the digest
@@ -352,10 +356,12 @@ def run_eval(options: argparse.Namespace) -> None:
         for folder, digest in digests.items():
             check = partial(checkpoints.check_unchanged, folder, states[folder])
             has_template = checkpoints.has_chat_template(folder)
-            model = evaluation.ScoredModel(folder, digest, cache(partial(load, folder)), check, has_template)
+            name = os.fsencode(folder).decode(errors="backslashreplace")  # pandas takes no undecoded bytes
+            model = evaluation.ScoredModel(name, digest, cache(partial(load, folder)), check, has_template)
             frames += [
                 evaluation.evaluate([model], task, problems[language], exemplars[language], answers, style=style,
-                                    max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens)
+                                    max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens,
+                                    stops=stops)
                 for language in languages
             ]  # fmt: skip
     finally:

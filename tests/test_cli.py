@@ -315,7 +315,7 @@ def test_eval_prints_a_table_and_keeps_the_answers(capsys, experts, tmp_path, mo
     assert run_without_torch(*arguments) == text  # finished answers need no model
 
 
-MANNERS = ["renamed", "weights over weights", "another tokenizer"]
+MANNERS = ["renamed", "weights over weights", "with the same times", "another tokenizer"]
 
 
 def replace_folder(folder, source, manner):
@@ -323,8 +323,12 @@ def replace_folder(folder, source, manner):
     if manner == "renamed":
         folder.rename(folder.with_name(f"{folder.name}-before"))
         shutil.copytree(source, folder)
-    elif manner == "weights over weights":
-        (folder / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    elif manner.startswith("w"):
+        weights = folder / "model.safetensors"
+        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+        weights.write_bytes((source / weights.name).read_bytes())
+        if manner == "with the same times":  # as cp -p and rsync --inplace -t of reproducible files
+            os.utime(weights, ns=times)
     else:
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["model"]["vocab"] |= {"two": 8, "five": 5}  # words with each other's ids
@@ -401,6 +405,30 @@ def test_eval_checks_all_models_before_the_first_answer(capsys, experts, tmp_pat
         assert not (tmp_path / "answers.jsonl").exists()
 
 
+def test_other_stop_strings_may_end_an_answer(capsys, experts, tmp_path, monkeypatch):
+    """They are part of the key: no answer that another one ended is taken for theirs."""
+    monkeypatch.setenv("LAYERSWAP_DATA", str(write_mgsm(tmp_path / "data")))
+    samples = tmp_path / "answers.jsonl"
+    arguments = [
+        "eval",
+        "--model",
+        experts[0],
+        "--languages",
+        "en",
+        "--exemplars",
+        1,
+        "--max-new-tokens",
+        4,
+        "--samples",
+        samples,
+    ]
+    tables = [run(capsys, *arguments, *stop)[1].splitlines() for stop in
+              ([], ["--stop", r"\n\n", "--stop", "Question:"], ["--stop", "two"], ["--stop", ""])]  # fmt: skip
+    assert tables[1] == tables[0] and "two" in tables[2][1] and "stops" not in tables[3][0]
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(rows) == 6 and len({row["key"] for row in rows}) == 6
+
+
 def test_eval_says_what_ends_an_answer(capsys, experts, tmp_path, monkeypatch):
     """A blank line does not end an answer of a model with a chat template; the next question's header does."""
     monkeypatch.setenv("LAYERSWAP_DATA", str(write_mgsm(tmp_path / "data")))
@@ -430,6 +458,19 @@ def test_any_terminal_can_be_printed_to(checkpoint_factory, tmp_path, encoding):
         printed = (done.stdout + done.stderr).decode(encoding)
         assert done.returncode == (2 if command[0] == "verify" else 0) and "Traceback" not in printed, printed
         assert r"\u0e44\u0e17\u0e22" in printed or command[0] == "inspect"
+
+
+def test_a_table_is_printed_where_names_are_bytes_that_are_no_text(checkpoint_factory, tmp_path):
+    """As on a system without UTF-8; transformers loads no tokenizer there, so these answers are kept ones."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = ["eval", "--model", checkpoint_factory("modèle-ไทย").name, "--task", "lab", "--languages", "sw"]
+    for variables in (os.environ, environment):
+        done = subprocess.run(
+            [sys.executable, "-m", "layerswap", *command, "--limit", "1", "--max-new-tokens", "2"],
+            cwd=tmp_path, env=variables, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert r"mod\xe8le-\u0e44\u0e17\u0e22" in done.stdout
 
 
 def test_eval_of_the_lab_takes_its_style_without_exemplars(capsys, experts, tmp_path, monkeypatch):

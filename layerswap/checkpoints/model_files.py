@@ -12,7 +12,7 @@ from layerswap.checkpoints.safetensors import read_header, weights_digest
 from layerswap.errors import UserError
 from layerswap.files import check_fetched, file_digest, json_digest, read_json
 
-FileStates = dict[Path, tuple[int, int, int]]  # file of a model -> its inode, size and time
+FileStates = dict[Path, tuple[int, ...]]  # file of a model -> its inode, size and times
 
 TEMPLATES = "additional_chat_templates/*.jinja"
 # Of tokenizers without a tokenizer.json, or beside it for other engines.
@@ -84,8 +84,9 @@ def tokenizer_digest(folder: str | Path) -> str:
 
 
 def file_states(folder: str | Path) -> FileStates:
-    """Each file that a model is read from -> what changes with it: its inode, size (bytes) and time (ns).
+    """Each file that a model is read from -> what changes with it: its inode, size (bytes) and times (ns).
 
+    The time of the last change cannot be set, as ``cp -p`` and ``rsync -t`` set that of the content.
     To be taken before a digest; ``check_unchanged`` then says whether what was loaded is what has that digest.
 
     Raises:
@@ -93,7 +94,11 @@ def file_states(folder: str | Path) -> FileStates:
     """
     weights = {tensor.file for tensor in read_header(folder).values()}
     files = [*weights, *matching_files(folder, ("config.json", "generation_config.json", *TOKENIZER_FILES))]
-    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]}
+    return {
+        file: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for file in files
+        for stat in [file.stat()]
+    }
 
 
 def check_unchanged(folder: str | Path, states: FileStates) -> None:

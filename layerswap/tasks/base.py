@@ -30,6 +30,7 @@ class Task(ABC):
         styles: prompt styles it has.
         n_test: how many problems may be tested while settings are chosen on validation problems; None: any number, as
             the two splits share none.
+        n_validation: how many validation problems there are; None: any number.
         reads_data_folder: whether its problems lie in the folder that LAYERSWAP_DATA names.
     """
 
@@ -37,6 +38,7 @@ class Task(ABC):
     languages: tuple[str, ...]
     styles: ClassVar[tuple[str, ...]]
     n_test: int | None = None
+    n_validation: int | None = None
     reads_data_folder: bool = False
 
     @abstractmethod

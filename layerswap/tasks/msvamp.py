@@ -13,13 +13,10 @@ from typing import Any
 from layerswap.errors import UserError
 from layerswap.files import data_folder, read_rows
 from layerswap.tasks.base import Problem
+from layerswap.tasks.extraction import LANGUAGES
 from layerswap.tasks.mgsm import MGSM, hub_split, published_exemplars
 
 HUB_ID = "Mathoctopus/MSVAMP"
-LANGUAGES = {
-    "bn": "Bengali", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "ja": "Japanese",
-    "ru": "Russian", "sw": "Swahili", "th": "Thai", "zh": "Chinese",
-}  # fmt: skip  # code -> as its file is called
 N_PROBLEMS, N_VALIDATION = 1000, 200
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
@@ -31,7 +28,7 @@ class MSVAMP(MGSM):
     """
 
     name = "MSVAMP"
-    languages = tuple(LANGUAGES)
+    languages = tuple(code for code in LANGUAGES if code != "te")
     n_test = N_PROBLEMS - N_VALIDATION
     n_validation = N_VALIDATION
 
@@ -57,7 +54,7 @@ class MSVAMP(MGSM):
 
     def read_file(self, language: str) -> list[dict[str, Any]]:
         """The published rows of a language. UserError for a missing or malformed file."""
-        file = f"test_{LANGUAGES[language]}.json"
+        file = f"test_{LANGUAGES[language]['name']}.json"
         if self.source == "msvamp":
             path = data_folder() / "msvamp" / file
             location, rows = str(path), read_rows(path, lines=True)
