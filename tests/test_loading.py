@@ -389,8 +389,8 @@ def test_what_is_loaded_is_what_is_read(tmp_path, shard, edit):
     edit(folder)
     model, weights = loading.load_model(folder, torch.float32), safetensors.read_header(folder)
     assert dict(model.named_parameters()).keys() == weights.keys() and model.generation_config.eos_token_id == [1, 5]
-    stored = {name: load_file(tensor.file)[name] for name, tensor in weights.items()}
-    assert all(same_bits(tensor, stored[name]) for name, tensor in model.named_parameters())
+    on_disk = {name: load_file(tensor.file)[name] for name, tensor in weights.items()}
+    assert all(same_bits(tensor, on_disk[name]) for name, tensor in model.named_parameters())
     assert model.config.name_or_path == str(folder)
 
 
