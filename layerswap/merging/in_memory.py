@@ -2,8 +2,7 @@
 
 A plan is applied by aliasing: where its weight is 0 or 1 the model uses the expert's own tensor, without a copy. Mixed
 tensors are made on the device from what transformers loaded, so every family that it can load can be merged, and they
-have the bits of a merge on disk. (Logits of equal weights can still differ in their last digits: transformers uses a
-tensor where it lies in its file, and some kernels sum in another order where that is no multiple of 64 bytes.)
+have the bits of a merge on disk, and lie in memory as in its file: some kernels round otherwise where they do not.
 """
 
 from collections.abc import Collection, Hashable, Iterator
