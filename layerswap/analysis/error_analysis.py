@@ -14,8 +14,7 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from layerswap.analysis.statistics import SEEDS, mean_interval
-from layerswap.tasks.base import Problem, Task
-from layerswap.tasks.msvamp import OPERATIONS
+from layerswap.tasks.base import OPERATIONS, Problem, Task
 
 # What an answer is, in the order of ``classify``.
 ERROR_CLASSES = "correct,cut off,no answer,wrong language,arithmetic,unknown word,wrong operation,other".split(",")

@@ -6,7 +6,6 @@ and are parallel across languages. The base model has never met the words that a
 and has seen solved problems in English only; a language expert learns all words of its language and no mathematics.
 """
 
-import operator
 import random
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from layerswap.errors import UserError
-from layerswap.tasks.base import Problem
+from layerswap.tasks.base import OPERATIONS, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,7 +27,6 @@ BASE_LANGUAGES = ("en", "sw", "te", "bn", "ja")  # of the shipped base, in the o
 LANGUAGES = (*BASE_LANGUAGES, *sorted({path.stem for path in DATA.glob("*.yml")} - {*BASE_LANGUAGES}))
 CATEGORY = {"name": "names", "other": "names", "obj": "objects", "box": "boxes", "place": "places", "verb": "verb"}
 PROBLEM_KINDS = ("gain", "lose", "gain_lose", "boxes", "boxes_gain", "more", "fewer", "both")
-ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 LARGEST_NUMBER = 110  # numbers are 2-20; products of 2-10 reach 100, and up to 10 may be added
 LANGUAGE_TASKS = {"scene": 0.35, "qa": 0.30, "translation": 0.35}  # what a language expert is trained on
 SPLIT_BUCKETS = {"test": 0, "validation": 1}  # all other buckets of the problem space belong to training
@@ -117,7 +115,7 @@ def draw_problem(rng: random.Random, words: Words) -> DrawnProblem:
     facts, question, operations = problems[problem_kind]
     number, equations = a, []
     for sign, operand in operations:
-        result = ARITHMETIC[sign](number, operand)
+        result = OPERATIONS[sign](number, operand)
         equations.append(f"{number} {sign} {operand} = {result}")
         number = result
     if number <= 0:
@@ -318,7 +316,7 @@ def arithmetic_rows(n: int, seed: int | str) -> list[dict[str, str]]:
                 a, b = rng.randint(2, 10) * rng.randint(2, 10), rng.randint(2, 10)
             elif sign == "-":
                 a, b = rng.randint(max(a, b), 40), min(a, b)
-            equations.append(f" {a} {sign} {b} = {ARITHMETIC[sign](a, b)} .")
+            equations.append(f" {a} {sign} {b} = {OPERATIONS[sign](a, b)} .")
         rows.append({"prompt": "<text>", "completion": "".join(equations)})
     return rows
 

@@ -1,5 +1,6 @@
 """What a benchmark is to the rest of the package: problems, prompts, and how an answer is read."""
 
+import operator
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import ClassVar
 
 from layerswap.errors import UserError
 from layerswap.tasks.extraction import Extraction, extract
+
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}  # of solutions
 
 
 @dataclass(frozen=True)

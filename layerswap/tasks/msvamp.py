@@ -3,7 +3,6 @@
 Prompts are those of MGSM, with MGSM's published exemplars: MSVAMP has no worked answers. There is no Telugu.
 """
 
-import operator
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -12,13 +11,12 @@ from typing import Any
 
 from layerswap.errors import UserError
 from layerswap.files import data_folder, read_rows
-from layerswap.tasks.base import Problem
+from layerswap.tasks.base import OPERATIONS, Problem
 from layerswap.tasks.extraction import LANGUAGES
 from layerswap.tasks.mgsm import MGSM, hub_split, published_exemplars
 
 HUB_ID = "Mathoctopus/MSVAMP"
 N_PROBLEMS, N_VALIDATION = 1000, 200
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 class MSVAMP(MGSM):
