@@ -31,7 +31,7 @@ def main() -> None:
         fcntl.flock(folder, fcntl.LOCK_EX)
     if not is_ready():
         check_space()
-        moved_from = READY.read_text(encoding="utf-8") if READY.is_file() else ""
+        moved_from = os.fsdecode(READY.read_bytes()) if READY.is_file() else ""
         if moved_from not in ("", str(ROOT)):
             print(f"layerswap: .venv was made for {moved_from}", file=sys.stderr)
         print("installing the pinned packages into .venv", flush=True)
@@ -77,7 +77,7 @@ def check_space() -> None:
 
 def is_ready() -> bool:
     """Whether .venv was made for this folder, and after the lock was last changed."""
-    made_here = READY.is_file() and READY.read_text(encoding="utf-8") == str(ROOT)
+    made_here = READY.is_file() and READY.read_bytes() == os.fsencode(ROOT)
     return made_here and READY.stat().st_mtime >= LOCK.stat().st_mtime
 
 
@@ -89,7 +89,7 @@ def make_environment() -> None:
         subprocess.run([*PIP, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
     except subprocess.CalledProcessError as error:
         sys.exit(f"layerswap: .venv could not be made, {error.cmd[2]} ended with status {error.returncode} (see above)")
-    READY.write_text(str(ROOT), encoding="utf-8")
+    READY.write_bytes(os.fsencode(ROOT))
 
 
 if __name__ == "__main__":

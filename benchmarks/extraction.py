@@ -23,7 +23,7 @@ from pathlib import Path
 
 import peers
 
-from layerswap.tasks.extraction import HEADERS, LM_EVAL_STRICT, extract, lm_eval_scores
+from layerswap.tasks.extraction import HEADERS, LANGUAGES, extract, lm_eval_scores
 
 PEER = """
 import json, sys
@@ -118,7 +118,7 @@ def compare_recall(file):
 
 def compare_filters(files):
     """Compare ``lm_eval_scores`` with lm-eval."""
-    rng, rows, languages = random.Random(0), [], list(LM_EVAL_STRICT)
+    rng, rows, languages = random.Random(0), [], list(LANGUAGES)
     for file in files:
         for line in Path(file).read_text(encoding="utf-8").splitlines():
             text = json.loads(line)["text"]
@@ -127,7 +127,7 @@ def compare_filters(files):
     n_answers = len(rows)
     while len(rows) < 2000:
         language = rng.choice(languages)
-        before, after = LM_EVAL_STRICT[language]
+        before, after = LANGUAGES[language]["lm_eval"]
         ends = [HEADERS[language][0].rstrip(), "</s>", "<|im_end|>"]
         fragments = rng.choices([*FRAGMENTS, before, after, rng.choice(ends)], k=rng.randint(1, 9))
         if rng.random() < 0.5:

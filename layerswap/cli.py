@@ -138,6 +138,9 @@ def command_parser() -> Parser:
                          help=f"solved problems in a prompt ({N_EXEMPLARS}; in the styles chat and lab 0)")  # fmt: skip
     command.add_argument("--limit", type=int, metavar="N", help="problems a language (all)")
     command.add_argument("--max-new-tokens", type=int, default=320, metavar="N", help="tokens of an answer (320)")
+    command.add_argument("--stop", metavar="TEXT", action="append",
+                         help=r"what ends an answer instead of the style's own stop strings; \n is a line break, '' "
+                              "nothing but the end token (repeatable)")  # fmt: skip
     command.add_argument("--batch-tokens", type=int, default=16384, metavar="N", help="tokens of a batch (16384)")
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model runs (cpu)")
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
@@ -186,7 +189,7 @@ def resolve_argument(name: str, base: str | None = None) -> str:
     from layerswap.checkpoints.loading import HUB, is_adapter, resolve_model
 
     path, base_folder = Path(name), None if base is None else Path(base).absolute()
-    if path.suffix == ".gguf" or is_adapter(path):
+    if path.suffix.lower() == ".gguf" or is_adapter(path):
         return str(resolve_model(path.absolute(), base_folder))
     return name if path.exists() or not HUB.fullmatch(name) else str(resolve_model(name, base_folder))
 
@@ -204,8 +207,11 @@ def run_plan(options: argparse.Namespace) -> None:
     else:
         import yaml
 
-        for_mergekit = options.format == "mergekit"
-        data = merging.to_mergekit(plan, options.math, options.language, "bfloat16") if for_mergekit else plan.to_dict()
+        data = plan.to_dict()
+        if options.format == "mergekit":
+            header = checkpoints.read_header(options.model) if options.model else {}
+            dtypes = {checkpoints.FLOAT_DTYPES.get(tensor.dtype) for tensor in header.values()}
+            data = merging.to_mergekit(plan, options.math, options.language, dtypes.pop() if len(dtypes) == 1 else None)
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
 
 
@@ -241,14 +247,14 @@ def run_merge(options: argparse.Namespace) -> None:
     print(describe_plan(plan))
     by_source = ", ".join(f"{count} from {source}" for source, count in n_tensors.items())
     print(f"{options.out}: {n_tensors.total()} tensors, {by_source}")
-    layers = checkpoints.decoder_layers(math)
-    modules = Counter(layers.module(name) for name in manifest["tensors"] if not layers.is_text(name))
-    if modules:
-        listed = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
+    if manifest["modules"]:
+        listed = ", ".join(f"{module} ({count} tensors)" for module, count in manifest["modules"].items())
         print(f"no part of the text decoder, taken whole from the {options.donor} expert: {listed}")
     for description, values in manifest["differences"].items():
         places = ", ".join(f"{value} in {role}" for role, value in values.items())
-        print(f"{description} differs ({places}): that of the {options.donor} expert is taken")
+        is_left_out = description.startswith("tensor ")
+        fate = "it is left out" if is_left_out else f"that of the {options.donor} expert is taken"
+        print(f"{description} differs ({places}): {fate}")
     for name, reason in manifest["left_out"].items():
         print(f"left out of the {options.donor} expert's folder: {name} ({reason})")
     if manifest["unloaded"]:
@@ -283,7 +289,8 @@ def run_inspect(options: argparse.Namespace) -> None:
     architecture = architectures[0] if isinstance(architectures, list) and architectures else "unknown architecture"
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(f"{architecture}: {layers.count} layers, {by_dtype}, {megabytes:,.1f} MB in {len(files)} file(s)")
-    print(f"tokenizer: {len(checkpoints.read_vocabulary(folder))} entries")
+    vocabulary, has_entries = checkpoints.read_vocabulary(folder), (folder / "tokenizer.json").is_file()
+    print(f"tokenizer: {f'{len(vocabulary)} entries' if has_entries else ', '.join(vocabulary) or 'none'}")
     shapes: Counter[tuple[Any, ...]] = Counter()
     for name, tensor in header.items():
         layer = layers.index(name)
@@ -320,6 +327,7 @@ def run_eval(options: argparse.Namespace) -> None:
     problems = {language: task.problems(language, limit=options.limit) for language in languages}
     exemplars = {language: task.exemplars(language, n_exemplars, style) for language in languages}
 
+    stops = options.stop and [text.replace(r"\n", "\n") for text in options.stop if text]
     digests, states, base = {}, {}, options.base and resolve_argument(options.base)
     for folder in dict.fromkeys(resolve_argument(name, base) for name in options.model):
         states[folder] = checkpoints.file_states(folder)  # before the digest
@@ -348,10 +356,12 @@ def run_eval(options: argparse.Namespace) -> None:
         for folder, digest in digests.items():
             check = partial(checkpoints.check_unchanged, folder, states[folder])
             has_template = checkpoints.has_chat_template(folder)
-            model = evaluation.ScoredModel(folder, digest, cache(partial(load, folder)), check, has_template)
+            name = os.fsencode(folder).decode(errors="backslashreplace")  # pandas takes no undecoded bytes
+            model = evaluation.ScoredModel(name, digest, cache(partial(load, folder)), check, has_template)
             frames += [
                 evaluation.evaluate([model], task, problems[language], exemplars[language], answers, style=style,
-                                    max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens)
+                                    max_new_tokens=options.max_new_tokens, batch_tokens=options.batch_tokens,
+                                    stops=stops)
                 for language in languages
             ]  # fmt: skip
     finally:

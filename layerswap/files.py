@@ -18,6 +18,7 @@ from layerswap.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES, BUILD = ROOT / "figures", ROOT / "build"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DRAFT = "draft"  # what notebooks that are run by hand write to
 
 
@@ -39,9 +40,8 @@ def data_folder() -> Path:
     """
     name = os.environ.get("LAYERSWAP_DATA")
     if not name:
-        raise UserError(
-            "LAYERSWAP_DATA is not set: it must name the folder that holds mgsm/, gsm8k/ and the language sets"
-        )
+        contents = "mgsm/, gsm8k/ and the language sets"
+        raise UserError(f"LAYERSWAP_DATA is not set: it must name the folder that holds {contents}")
     if not (ROOT / name).is_dir():
         raise UserError(f"LAYERSWAP_DATA={name}: no such folder")
     return ROOT / name
@@ -69,9 +69,8 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(
-            temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else ""
-        ) as file:
+        encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
+        with open(temporary, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -162,8 +161,23 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. UserError if there is no such file or it holds anything else."""
+def check_fetched(path: Path) -> None:
+    """UserError if there is no such file, a link to nothing, or what a git clone without LFS leaves in its place."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: is a link to {os.readlink(path)}, which is not there")
+    if not path.exists() or path.is_dir():
+        raise UserError(f"{path}: no such file")
+    if path.is_file():  # no pipe, which can be read once
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(f"{path}: is a pointer of Git LFS, expected the file itself; git lfs pull fetches it")
+
+
+def read_json(path: Path, missing_ok: bool = False) -> dict[str, Any]:
+    """The JSON object in a file. UserError if there is no such file (``missing_ok``: {}) or it holds anything else."""
+    if missing_ok and not os.path.lexists(path):
+        return {}
+    check_fetched(path)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -17,6 +18,7 @@ from layerswap.errors import UserError
 BAD_INPUT = 2  # as argparse has it
 INTERRUPTED = 128 + signal.SIGINT  # as shells report the signals
 CLOSED_PIPE = 128 + signal.SIGPIPE
+GRACE = 1.0  # seconds
 
 
 def run_command(command: Callable[[], int], interrupted: str) -> int:
@@ -59,21 +61,25 @@ def run_command(command: Callable[[], int], interrupted: str) -> int:
 
 
 @contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Have SIGINT raise KeyboardInterrupt within the block; yields the list that the signals are noted in.
+def interruptible() -> Iterator[list[float]]:
+    """Have SIGINT raise KeyboardInterrupt within the block; yields the list of the times at which it did.
 
-    An interruption of code that can raise nothing (a weak reference's callback, ``__del__``) is raised again after it.
-    Where SIGINT is ignored, as in background jobs, it stays so.
+    Further signals of the next second are ignored, so that what ends because of the first one can end. An interruption
+    of code that can raise nothing (a weak reference's callback, ``__del__``) is raised again after it. Where SIGINT is
+    ignored, as in background jobs, it stays so.
     """
-    interruptions: list[int] = []
+    interruptions: list[float] = []
     handler, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        interruptions.append(number)
-        raise KeyboardInterrupt
+        now = time.monotonic()
+        if not interruptions or now - interruptions[-1] > GRACE:
+            interruptions.append(now)
+            raise KeyboardInterrupt
 
     def raise_later(unraisable: Any) -> None:
         if unraisable.exc_type is KeyboardInterrupt:
+            interruptions.clear()
             threading.Timer(0.01, _thread.interrupt_main).start()
         else:
             hook(unraisable)

@@ -258,6 +258,16 @@ def test_the_tokenizer_of_an_adapter_is_the_experts(tmp_path, base):
     assert names_without_weights(out) == names_without_weights(base) | {"adapter.json"}  # no template, no code
 
 
+def test_the_processors_of_an_adapter_are_the_experts(tmp_path, base):
+    adapter, out = small_adapter(tmp_path / "adapter"), []
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").write_text('{"size": 1}')
+    for size in (2, 3):
+        (adapter / "preprocessor_config.json").write_text(f'{{"size": {size}}}')
+        out.append(loading.resolve_model("adapter", "base"))
+    assert [(folder / "preprocessor_config.json").read_text()[-2] for folder in out] == ["2", "3"]
+
+
 def test_a_chat_template_alone_goes_over_the_bases(tmp_path, base):
     adapter = small_adapter(tmp_path / "adapter")
     (adapter / "additional_chat_templates").mkdir()

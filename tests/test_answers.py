@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -62,6 +63,21 @@ def test_answers_of_the_last_second_are_kept(tmp_path, monkeypatch, error):
         evaluate_lab(cache, [scored_model("a", 0)])
     assert [json.loads(line)["id"] for line in cache.path.read_text().splitlines()] == finished
     assert len(finished) == 2
+
+
+def test_a_full_disk_is_named_and_loses_nothing_that_was_written(tmp_path, monkeypatch):
+    """Linux's /dev/full takes nothing; what was not written is, once there is room."""
+    path = tmp_path / "answers.jsonl"
+    answers = AnswerCache(path)
+    answers.add(kept_row("a", 1))
+    answers.flush()
+    answers.add(kept_row("b", 2))
+    answers.path = Path("/dev/full")
+    with pytest.raises(UserError, match=r"^/dev/full: answers cannot be written \(No space left on device\)"):
+        answers.flush()
+    answers.path = path
+    answers.flush()
+    assert list(AnswerCache(path).rows) == ["a", "b"]
 
 
 def test_rows_of_something_else_than_their_key_are_dropped(tmp_path):

@@ -15,8 +15,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Gemma3Config,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     MixtralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -163,13 +165,48 @@ def test_a_tensor_in_two_shards_without_an_index_is_named(tmp_path, experts):
         safetensors.read_header(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "tokenizer.model", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "vocab.json"]
+)
 def test_a_pointer_of_lfs_is_named(tmp_path, file):
     folders = pair(tmp_path)
     for folder in folders:
         (folder / file).write_text(POINTER)
     with pytest.raises(UserError, match=f"math/{file}: is a pointer of Git LFS"):
         check_compatible(*folders)
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json",
+             "tokenizer.json", "tokenizer.model", "tekken.json", "processor_config.json"]
+)  # fmt: skip
+def test_a_link_to_nothing_is_named(tmp_path, file):
+    folders = pair(tmp_path)
+    for folder in folders:
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to("../../blobs/0123")
+    with pytest.raises(UserError, match=f"math/{file}: is a link to ../../blobs/0123, which is not there"):
+        check_compatible(*folders)
+
+
+def test_links_to_what_no_copy_gets_may_lead_nowhere(tmp_path):
+    folders = pair(tmp_path)
+    for file in ("pytorch_model.bin", "README.md"):  # of which the hub's cache was cleaned
+        (folders[0] / file).symlink_to("../../blobs/0123")
+    assert check_compatible(*folders) == []
+
+
+@pytest.mark.parametrize(("file", "message"), [
+    ("pytorch_model.bin", "found pytorch_model.bin, a pickle; expected model.safetensors"),
+    ("adapter_model.safetensors", "found adapter_model.safetensors; expected model.safetensors"),
+    ("llama.gguf", "found llama.gguf; expected model.safetensors"),
+    ("README.md", "folder: expected model.safetensors"),
+])  # fmt: skip
+def test_other_weights_are_named(tmp_path, file, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / file).write_bytes(b"")
+    with pytest.raises(UserError, match=message):
+        safetensors.read_header(tmp_path / "folder")
 
 
 # --- configs --------------------------------------------------------------------------------------------------------
@@ -185,10 +222,12 @@ SAME = {  # of the language expert's config, where the math expert's is as trans
     "left out": {name: ... for name in ("attention_bias", "mlp_bias", "pretraining_tp", "hidden_act", "use_cache")},
     "the end of text in a list": {"eos_token_id": [1]},
     "an option of generation": {"temperature": 0.7},
+    "null for a field of other classes": {"sliding_window": None, "quantization": None, "sep_token_id": None},
 }  # fmt: skip
 STAMPED = {"pad_token_id": 3, "bos_token_id": 2, "unsloth_version": "2025.1", "_attn_implementation_autoset": True,
            "architectures": ["FSDPLlamaForCausalLM"], "attention_dropout": 0.1, "trainer_note": {"loss": float("nan")},
-           "num_labels": 3, "_unsloth_fixed": True}  # fmt: skip
+           "num_labels": 3, "_unsloth_fixed": True, "use_liger_kernel": True, "add_cross_attention": False,
+           "training": {"steps": 3}}  # fmt: skip
 CHANGING = {"rms_norm_eps": 1e-5, "attention_bias": True, "num_key_value_heads": 4, "max_position_embeddings": 99,
             "rope_parameters": LLAMA3 | {"rope_theta": 1e4}, "quantization_config": {"bits": 4}, "eos_token_id": [1, 2],
             "sliding_window": 9}  # fmt: skip
@@ -218,6 +257,64 @@ def test_what_trainers_stamp_is_listed(llama3_pair, field):
     differences = check_compatible(*llama3_pair)
     assert {difference.name.partition(".")[0] for difference in differences} <= {field, "id2label", "label2id"}
     assert differences and not any(difference.changes_function for difference in differences)
+
+
+def test_a_field_with_a_point_in_its_name_is_listed(llama3_pair):
+    edit_json(llama3_pair[0] / "config.json", **{"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}})
+    (difference,) = check_compatible(*llama3_pair)
+    assert difference.name == "transformers.js_config.kv_cache_dtype.fp16" and not difference.changes_function
+
+
+# What version 4 wrote of every config within another, whether the class has it or not.
+GENERAL_FIELDS = {
+    "add_cross_attention": False, "begin_suppress_tokens": None, "decoder_start_token_id": None, "is_decoder": False,
+    "early_stopping": False, "finetuning_task": None, "max_length": 20, "num_beams": 1, "prefix": None, "top_k": 50,
+    "pruned_heads": {}, "sep_token_id": None, "tf_legacy_loss": False, "torchscript": False, "use_bfloat16": False,
+}  # fmt: skip
+
+
+def test_configs_within_another_may_be_written_out(tmp_path):
+    config = Gemma3Config(text_config=SMALL, vision_config={"num_hidden_layers": 1})
+    folders = [tmp_path / "math", tmp_path / "language"]
+    for folder in folders:
+        config.save_pretrained(folder)
+    names = ("text_config", "vision_config")
+    written = {name: getattr(config, name).to_dict() | GENERAL_FIELDS for name in names}
+    edit_json(folders[1] / "config.json", **written)
+    assert not [d for d in compatibility.config_differences(*folders) if d.changes_function]
+    edit_json(folders[1] / "config.json", text_config=written["text_config"] | {"sliding_window": 7})
+    (changing,) = [d for d in compatibility.config_differences(*folders) if d.changes_function]
+    assert changing.name == "text_config.sliding_window"
+
+
+OF_VERSION_4 = {  # a class with its fields of today, and what version 4 wrote instead of the last of them
+    "gemma3": (Gemma3TextConfig(num_hidden_layers=7, sliding_window=512), {
+        "rope_parameters": ..., "layer_types": ..., "rope_theta": 1e6, "rope_local_base_freq": 10000,
+        "rope_scaling": None, "sliding_window_pattern": 6, "cache_implementation": "hybrid"}),
+    "phi4": (Phi3Config(rope_parameters={"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.75}), {
+        "rope_parameters": ..., "rope_theta": 10000.0, "rope_scaling": None, "partial_rotary_factor": 0.75}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "fields"), OF_VERSION_4.values(), ids=OF_VERSION_4)
+def test_fields_that_a_class_makes_others_of(tmp_path, config, fields):
+    folders = [tmp_path / "math", tmp_path / "language"]
+    for folder in folders:
+        config.save_pretrained(folder)
+    edit_json(folders[1] / "config.json", **fields)
+    assert not [d for d in compatibility.config_differences(*folders) if d.changes_function]
+    changing = {"sliding_window_pattern": 2} if "sliding_window_pattern" in fields else {"partial_rotary_factor": 0.5}
+    edit_json(folders[1] / "config.json", **changing)
+    assert [d for d in compatibility.config_differences(*folders) if d.changes_function]
+
+
+def test_a_word_in_code_of_the_folder_counts(llama3_pair):
+    edit_json(llama3_pair[1] / "config.json", depth_scale=3)
+    assert [difference.changes_function for difference in check_compatible(*llama3_pair)] == [False]
+    for folder in llama3_pair:
+        (folder / "modeling.py").write_text("scale = options.depth_scale")
+    with pytest.raises(UserError, match="config field depth_scale is missing in .* and 3 in "):
+        check_compatible(*llama3_pair)
 
 
 @pytest.mark.parametrize("field", CHANGING)
@@ -359,10 +456,35 @@ def test_settings_of_a_tokenizer(tmp_path):
     edit_json(
         config, padding_side="right", model_max_length=99, eos_token={"content": "<eos>"}, chat_template="{{ 1 }}"
     )
-    assert [d.description for d in check_compatible(*folders)] == ["chat template 'default' (sha256)"]
+    stamped = ["tokenizer_config's model_max_length", "tokenizer_config's padding_side"]
+    assert sorted(d.description for d in check_compatible(*folders)) == ["chat template 'default' (sha256)", *stamped]
     edit_json(config, eos_token="<pad>")
     with pytest.raises(UserError, match="tokenizer_config's eos_token is <eos> in .* and <pad> in "):
         check_compatible(*folders)
+    for templates in (["{{ 1 }}"], [{"name": "default"}]):
+        edit_json(config, eos_token="<eos>", chat_template=templates)
+        with pytest.raises(UserError, match="tokenizer_config.json: chat_template is .* expected text, or a list of"):
+            check_compatible(*folders)
+
+
+def test_settings_count_more_without_a_tokenizer_json(tmp_path):
+    folders = pair(tmp_path)
+    for i, folder in enumerate(folders):
+        edit_json(folder / "tokenizer_config.json", legacy=bool(i))
+        (folder / "tokenizer.model").write_bytes(b"pieces")
+    (difference,) = check_compatible(*folders)
+    assert difference.description == "tokenizer_config's legacy" and not difference.changes_function
+    for folder in folders:
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tokenizer_config's legacy is False in .* and True in .* --allow legacy takes"):
+        check_compatible(*folders)
+
+
+def test_another_vocabulary_beside_the_same_tokenizer_json_is_listed(tmp_path):
+    folders = pair(tmp_path)
+    (folders[1] / "tokenizer.model").write_bytes(b"pieces")
+    (difference,) = check_compatible(*folders)
+    assert difference.description == "file tokenizer.model (sha256)" and not difference.changes_function
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------
@@ -385,6 +507,9 @@ def test_constants_are_no_weights(tmp_path):
     assert check_compatible(*folders) == []
     assert all("rotary_emb" in min(header.keys() - weights) for header in mergeable_headers(folders))
     assert unloaded_tensors(folders[0], safetensors.read_header(folders[0])) == []
+    for folder in folders:
+        edit_weights(folder, lambda data: with_buffers(data, dtype=torch.bool))
+    assert check_compatible(*folders) == []
     for changed in ({"value": 2.0}, {"dtype": torch.float16}):
         edit_weights(folders[1], lambda data, changed=changed: with_buffers(data, **changed))
         assert len(check_compatible(*folders)) == 1

@@ -18,6 +18,7 @@ import torch
 import yaml
 from conftest import same_bits, tensors, write_checkpoint
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -53,6 +54,25 @@ def test_plan_as_text_json_yaml_and_mergekit(capsys, tmp_path):
         assert status == 0 and "LLxMMMxL" in text
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, "float32"), (torch.float16, "float16"), (None, None)])
+def test_a_plan_for_mergekit_has_the_dtype_of_the_model(capsys, checkpoint_factory, dtype, expected):
+    folder = checkpoint_factory("math", dtype=dtype or torch.bfloat16)
+    if dtype is None:  # of two dtypes
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"].float()
+        save_file(weights, folder / "model.safetensors")
+    _, text, _ = run(capsys, "plan", "--model", folder, "--format", "mergekit")
+    assert yaml.safe_load(text).get("dtype") == expected
+
+
+def test_inspect_names_the_files_of_a_tokenizer_without_tokenizer_json(capsys, checkpoint_factory):
+    folder = checkpoint_factory("math")
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    assert "\ntokenizer: tokenizer.model\n" in run(capsys, "inspect", folder)[1]
+    (folder / "tokenizer.model").unlink()
+    assert "\ntokenizer: none\n" in run(capsys, "inspect", folder)[1]
+
+
 def test_a_plan_of_task_vectors_is_read(capsys, tmp_path):
     (tmp_path / "ties.yml").write_text("name: TIES\nmethod: ties\ndensity: 0.2\n")
     status, text, _ = run(capsys, "plan", "--plan", tmp_path / "ties.yml")
@@ -84,6 +104,8 @@ def test_merge_says_what_differs_and_what_is_left_out(capsys, checkpoint_factory
     (math / "config.json").write_text(json.dumps(read_json(math / "config.json") | code))
     (math / "modeling_mine.py").write_text("")
     (math / "optimizer.pt").write_text("")
+    weights = load_file(math / "model.safetensors")
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, math / "model.safetensors")
     arguments = ["merge", "--math", math, "--language", language, "--out", tmp_path / "out"]
     status, _, error = run(capsys, *arguments)
     assert status == 2 and "config field rope_parameters.rope_theta is 10000.0 in" in error and error.count("\n") == 1
@@ -93,6 +115,7 @@ def test_merge_says_what_differs_and_what_is_left_out(capsys, checkpoint_factory
         "config field rope_parameters.rope_theta differs (10000.0 in math, 500000.0 in language): that of the math",
         "config field unsloth_version differs (missing in math, 1 in language): that of the math expert is taken",
         "config field pad_token_id differs (0 in math, 2 in language): that of the math expert is taken",
+        "tensor lm_head.weight, which no loader reads, differs (there in math, missing in language): it is left out",
         "left out of the math expert's folder: modeling_mine.py (custom code, named by config.json)",
         "left out of the math expert's folder: optimizer.pt (weights or training state)",
     ):
@@ -178,7 +201,7 @@ BAD = {
     "no size": ([*MERGE, "--shard-size", "big"], "'big' is no size"),
     "a size of nothing": ([*MERGE, "--shard-size", "0"], "shard_size is 0"),
     "unknown donor": ([*MERGE, "--donor", "base"], "invalid choice: 'base'"),
-    "no folder": ([*MERGE[:2], "nowhere", *MERGE[3:]], "nowhere: no such folder"),
+    "no folder": ([*MERGE[:2], "nowhere", *MERGE[3:]], "nowhere: no such folder; a model on the hub is"),
     "a file for a folder": ([*MERGE[:2], "{math}/config.json", *MERGE[3:]], "config.json: no such folder"),
     "one folder twice": ([*MERGE[:4], "{math}", *MERGE[5:]], "both the math and the language model"),
     "target in use": ([*MERGE[:6], "{language}"], "exists already; a folder is never written over"),
@@ -212,8 +235,8 @@ BAD = {
     "no depth": (["plan"], "how many layers"),
     "two depths": (["plan", "--layers", "3", "--model", "x"], "not allowed with"),
     "too few layers": (["plan", "--layers", "3"], "zones overlap"),
-    "inspect nothing": (["inspect", "nowhere"], "nowhere: no such folder"),
-    "eval without a folder": ([*EVAL[:2], "nowhere", *EVAL[3:]], "nowhere: no such folder"),
+    "inspect nothing": (["inspect", "nowhere"], "nowhere: no such folder; a model on the hub is"),
+    "eval without a folder": ([*EVAL[:2], "nowhere", *EVAL[3:]], "nowhere: no such folder; a model on the hub is"),
     "eval without a model": (["eval", "--languages", "en"], "required: --model"),
     "eval of no language": ([*EVAL[:3], "--languages", ""], "language '' is not in MGSM, expected one of bn, de"),
     "eval of an unknown language": ([*EVAL[:4], "en,xx", *EVAL[5:]], "language 'xx' is not in MGSM"),
@@ -246,7 +269,7 @@ BAD = {
     "eval of data that is not there": ([*EVAL[:4], "sw", *EVAL[5:]], "found 0 files"),
     "eval without its exemplars": ([*EVAL[:4], "es", *EVAL[5:]], "exemplars.json: not the published exemplars of es"),
     "samples into a folder": ([*EVAL, "--samples", "{math}"], "answers cannot be written there"),
-    "verify what is no merge": (["verify", "{math}"], "layerswap.json: expected a JSON object"),
+    "verify what is no merge": (["verify", "{math}"], "layerswap.json: no such file"),
 }
 
 
@@ -292,7 +315,7 @@ def test_eval_prints_a_table_and_keeps_the_answers(capsys, experts, tmp_path, mo
     assert run_without_torch(*arguments) == text  # finished answers need no model
 
 
-MANNERS = ["renamed", "weights over weights", "another tokenizer"]
+MANNERS = ["renamed", "weights over weights", "with the same times", "another tokenizer"]
 
 
 def replace_folder(folder, source, manner):
@@ -300,8 +323,12 @@ def replace_folder(folder, source, manner):
     if manner == "renamed":
         folder.rename(folder.with_name(f"{folder.name}-before"))
         shutil.copytree(source, folder)
-    elif manner == "weights over weights":
-        (folder / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    elif manner.startswith("w"):
+        weights = folder / "model.safetensors"
+        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+        weights.write_bytes((source / weights.name).read_bytes())
+        if manner == "with the same times":  # as cp -p and rsync --inplace -t of reproducible files
+            os.utime(weights, ns=times)
     else:
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["model"]["vocab"] |= {"two": 8, "five": 5}  # words with each other's ids
@@ -378,6 +405,30 @@ def test_eval_checks_all_models_before_the_first_answer(capsys, experts, tmp_pat
         assert not (tmp_path / "answers.jsonl").exists()
 
 
+def test_other_stop_strings_may_end_an_answer(capsys, experts, tmp_path, monkeypatch):
+    """They are part of the key: no answer that another one ended is taken for theirs."""
+    monkeypatch.setenv("LAYERSWAP_DATA", str(write_mgsm(tmp_path / "data")))
+    samples = tmp_path / "answers.jsonl"
+    arguments = [
+        "eval",
+        "--model",
+        experts[0],
+        "--languages",
+        "en",
+        "--exemplars",
+        1,
+        "--max-new-tokens",
+        4,
+        "--samples",
+        samples,
+    ]
+    tables = [run(capsys, *arguments, *stop)[1].splitlines() for stop in
+              ([], ["--stop", r"\n\n", "--stop", "Question:"], ["--stop", "two"], ["--stop", ""])]  # fmt: skip
+    assert tables[1] == tables[0] and "two" in tables[2][1] and "stops" not in tables[3][0]
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(rows) == 6 and len({row["key"] for row in rows}) == 6
+
+
 def test_eval_says_what_ends_an_answer(capsys, experts, tmp_path, monkeypatch):
     """A blank line does not end an answer of a model with a chat template; the next question's header does."""
     monkeypatch.setenv("LAYERSWAP_DATA", str(write_mgsm(tmp_path / "data")))
@@ -407,6 +458,19 @@ def test_any_terminal_can_be_printed_to(checkpoint_factory, tmp_path, encoding):
         printed = (done.stdout + done.stderr).decode(encoding)
         assert done.returncode == (2 if command[0] == "verify" else 0) and "Traceback" not in printed, printed
         assert r"\u0e44\u0e17\u0e22" in printed or command[0] == "inspect"
+
+
+def test_a_table_is_printed_where_names_are_bytes_that_are_no_text(checkpoint_factory, tmp_path):
+    """As on a system without UTF-8; transformers loads no tokenizer there, so these answers are kept ones."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = ["eval", "--model", checkpoint_factory("modèle-ไทย").name, "--task", "lab", "--languages", "sw"]
+    for variables in (os.environ, environment):
+        done = subprocess.run(
+            [sys.executable, "-m", "layerswap", *command, "--limit", "1", "--max-new-tokens", "2"],
+            cwd=tmp_path, env=variables, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert r"mod\xe8le-\u0e44\u0e17\u0e22" in done.stdout
 
 
 def test_eval_of_the_lab_takes_its_style_without_exemplars(capsys, experts, tmp_path, monkeypatch):

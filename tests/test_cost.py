@@ -64,6 +64,24 @@ def test_validation_problems_that_are_tested():
         cost.cost_report("x", settings)
     settings["05_mgsm"]["n_validation"] = 0
     assert cost.cost_report("x", settings)
+    settings["05_mgsm"] |= {"n_problems": 200, "n_validation": 51}
+    with pytest.raises(UserError, match="05_mgsm: n_validation is 51, but there are 50 such problems"):
+        cost.cost_report("x", settings)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameter", "value", "message"),
+    [
+        ("01_experts", "languages", ["sw", "sw"], r"languages is \['sw', 'sw'\], expected one or more, each another"),
+        ("01_experts", "languages", [], r"languages is \[\], expected one or more"),
+        ("02_swap", "language", "te", "02_swap: language 'te' has no expert, 01_experts has sw"),
+    ],
+)
+def test_what_a_later_notebook_would_refuse_is_refused_before_the_first_one(notebook, parameter, value, message):
+    settings = settings_of("ci")
+    settings[notebook][parameter] = value
+    with pytest.raises(UserError, match=message):
+        cost.check_profile(settings)
 
 
 def test_baselines_cost_too():

@@ -103,10 +103,11 @@ def test_towers_are_of_one_expert(expert_folders, tmp_path):
     layers, inputs = decoder_layers(math), {"math": tensors(math), "language": tensors(language)}
     assert layers.count == N_LAYERS
     for donor in ("math", "language"):
-        merge(math, language, PLANS[0], tmp_path / donor, donor=donor)
+        manifest = merge(math, language, PLANS[0], tmp_path / donor, donor=donor)
         merged = tensors(tmp_path / donor)
         others = [name for name in merged if not layers.is_text(name)]
         assert all(same_bits(merged[name], inputs[donor][name]) for name in others)
+        assert sum(manifest["modules"].values()) == len(others)
         assert bool(others) == (family == "gemma3") and all("language_model" not in name for name in others)
         assert all(
             same_bits(merged[name], inputs["language"][name])

@@ -192,6 +192,27 @@ def test_bad_inputs_are_named(experts, checkpoint_factory):
         ExpertPair(folder, folder).apply(PLANS[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_mixed_tensors_lie_as_in_the_file(checkpoint_factory, tmp_path, dtype):
+    """transformers uses a tensor where it lies in its file, and kernels may round by how far that is from 64 bytes."""
+    folders = [checkpoint_factory(name, i, dtype=dtype) for i, name in enumerate(("m", "l"))]
+    plan = uniform(4, 0.5, "soup")
+    merge(*folders, plan, tmp_path / "out")
+    from_file = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
+    merged = dict(ExpertPair(*folders, dtype=dtype).apply(plan).named_parameters())
+    assert {tensor.data_ptr() % 64 for tensor in merged.values()} != {0}
+    for name, tensor in from_file.named_parameters():
+        assert same_bits(tensor, merged[name]) and tensor.data_ptr() % 64 == merged[name].data_ptr() % 64
+
+
+def test_a_difference_that_is_meant_is_allowed(experts, checkpoint_factory):
+    other = checkpoint_factory("other", 2, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    with pytest.raises(UserError, match="rope_parameters.rope_theta is .* expected the same"):
+        ExpertPair(experts[0], other)
+    model = ExpertPair(experts[0], other, allow=["rope_theta"]).apply(uniform(4, 1, "language"))
+    assert model.config.rope_parameters["rope_theta"] == 1e4  # the math expert's
+
+
 def test_stored_buffers_are_mixed_too(experts, monkeypatch):
     def with_buffer(folder, **arguments):
         model, info = from_pretrained(folder, **arguments)

@@ -49,6 +49,17 @@ MODELS = {
         {"num_hidden_layers": 4}, "model.layers.", 4,
         [*stack("model.audio_tower.layers.", 2), "model.audio_tower.norm.weight"],
     ),
+    "heads of other modules": (
+        [*stack("model.language_model.layers.", 4), "lm_head.weight_scale", "model.generation_head.proj_out.weight",
+         "model.vision_head.weight", "action_head.output.layer.weight"],
+        {"text_config": {"num_hidden_layers": 4}}, "model.language_model.layers.", 4,
+        ["model.generation_head.proj_out.weight", "model.vision_head.weight", "action_head.output.layer.weight"],
+    ),
+    "head of another name": (
+        [*stack("language_model.model.layers.", 4), "language_model.model.tok_embeddings.weight",
+         "language_model.output.weight", "mlp1.0.weight"],
+        {"llm_config": {"num_hidden_layers": 4}}, "language_model.model.layers.", 4, ["mlp1.0.weight"],
+    ),
     "prediction head apart": (
         [*LLAMA, "mtp.layers.0.mlp.up_proj.weight", "mtp.fc.weight"], {"num_hidden_layers": 4}, "model.layers.", 4,
         ["mtp.layers.0.mlp.up_proj.weight", "mtp.fc.weight"],

@@ -21,7 +21,7 @@ from test_adapters import WEIGHTS, small_adapter
 from test_gguf import write_gguf
 from transformers import AutoModelForCausalLM, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from layerswap.checkpoints import adapters, compatibility, gguf, loading, safetensors
+from layerswap.checkpoints import adapters, architecture, compatibility, gguf, loading, safetensors
 from layerswap.errors import UserError
 from layerswap.files import file_digest
 
@@ -363,6 +363,100 @@ def test_the_hub_is_set_by_the_environment(tmp_path, hub, base):
     hub.requests.clear()
     assert fetch(HF_HUB_OFFLINE="1") == out
     assert hub.requests == []
+
+
+def without_index(folder):
+    """The shards of a folder without their index."""
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def with_stray_adapter(folder):
+    small_adapter(folder.parent / "adapter")
+    shutil.copytree(folder.parent / "adapter", folder, dirs_exist_ok=True)
+
+
+def with_other_shards(folder):
+    shutil.copy(folder / "config.json", folder / "shard-00001-model-00001-of-00001.safetensors")
+
+
+@pytest.mark.parametrize(("shard", "edit"), [
+    (None, lambda folder: None), (20000, lambda folder: None), (20000, without_index), (None, with_stray_adapter),
+    (None, with_other_shards),
+], ids=["one file", "shards", "without an index", "an adapter beside", "other shards beside"])  # fmt: skip
+def test_what_is_loaded_is_what_is_read(tmp_path, shard, edit):
+    folder = write_checkpoint(tmp_path / "model", layers=2, shard=shard)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 5]}')
+    edit(folder)
+    model, weights = loading.load_model(folder, torch.float32), safetensors.read_header(folder)
+    assert dict(model.named_parameters()).keys() == weights.keys() and model.generation_config.eos_token_id == [1, 5]
+    on_disk = {name: load_file(tensor.file)[name] for name, tensor in weights.items()}
+    assert all(same_bits(tensor, on_disk[name]) for name, tensor in model.named_parameters())
+    assert model.config.name_or_path == str(folder)
+
+
+def test_constants_of_former_versions_are_passed_over(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", layers=2)
+    weights = load_file(folder / "model.safetensors")
+    expected = loading.load_model(folder, torch.float32).state_dict()
+    constants = {"model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(8, 4),
+                 "model.layers.0.attn.masked_bias": torch.tensor(-1e9),
+                 "model.layers.1.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)}  # fmt: skip
+    save_file(weights | constants, folder / "model.safetensors", {"format": "pt"})
+    loaded = loading.load_model(folder, torch.float32).state_dict()
+    assert loaded.keys() == expected.keys() and all(same_bits(loaded[name], expected[name]) for name in expected)
+    save_file(weights | {"model.layers.1.attn.bias": torch.ones(8)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="unexpected_keys': .'model.layers.1.attn.bias'"):
+        loading.load_model(folder, torch.float32)
+
+
+def test_an_adapter_is_merged_into_shards_without_an_index(tmp_path):
+    bases = [write_checkpoint(tmp_path / name, layers=2, shard=shard) for name, shard in (("one", None), ("n", 20000))]
+    without_index(bases[1])
+    small_adapter(tmp_path / "adapter")
+    one, several = (tensors(loading.resolve_model("adapter", base)) for base in bases)
+    assert one.keys() == several.keys() and all(same_bits(one[name], several[name]) for name in one)
+
+
+def test_weights_that_the_config_names_are_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", layers=2)
+    shutil.copy(write_checkpoint(tmp_path / "other", 1, layers=2) / "model.safetensors", folder / "other.safetensors")
+    config = json.loads((folder / "config.json").read_text()) | {"transformers_weights": "other.safetensors"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"^{folder}: transformers cannot load it .*{folder}/other.safetensors"):
+        loading.load_model(folder, torch.float32)
+    with pytest.raises(UserError, match="config.json names other weights .other.safetensors., expected model.safe"):
+        architecture.unloaded_tensors(folder, safetensors.read_header(folder))
+
+
+BAD_CONFIGS = {"num_attention_heads": "4", "rope_parameters": 5, "text_config": {}, "auto_map": 5, "hidden_act": "odd",
+               "quantization_config": 5}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", BAD_CONFIGS)
+def test_whatever_transformers_raises_is_one_line(tmp_path, field):
+    folder = write_checkpoint(tmp_path / "model", layers=2)
+    config = json.loads((folder / "config.json").read_text()) | {field: BAD_CONFIGS[field]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"model: transformers cannot load it \(\w+Error: .*\)$"):
+        loading.load_model(folder, torch.float32)
+    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": 5}')
+    with pytest.raises(UserError, match=r"model: transformers cannot load its tokenizer \(\w+Error: .*\)$"):
+        loading.load_tokenizer(folder)
+
+
+def test_nobody_is_asked_whether_code_may_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *arguments: pytest.fail("asked"))
+    folder = write_checkpoint(tmp_path / "model", layers=2)
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "novel.Config", "AutoModelForCausalLM": "novel.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "novel", "auto_map": auto_map}))
+    (folder / "novel.py").write_text("raise SystemExit('was run')")
+    with pytest.raises(UserError, match="transformers cannot load it .*contains custom code"):
+        loading.load_model(folder, torch.float32)
+    settings = {"tokenizer_class": "Novel", "auto_map": {"AutoTokenizer": ["novel.Novel", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="transformers cannot load its tokenizer .*contains custom code"):
+        loading.load_tokenizer(folder)
 
 
 def test_folders_of_other_dtypes_become_float32(tmp_path):

@@ -38,7 +38,7 @@ CHANGED = {
     "the model card": (lambda out: flip(out / "README.md"), "README.md: sha256 is"),
     "a file more": (lambda out: (out / "model-1.safetensors").touch(), "model-1.safetensors: is not in the manifest"),
     "a file less": (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
-    "no manifest": (lambda out: (out / "layerswap.json").unlink(), "layerswap.json: expected a JSON object"),
+    "no manifest": (lambda out: (out / "layerswap.json").unlink(), "layerswap.json: no such file"),
     "a manifest of lists": (
         lambda out: (out / "layerswap.json").write_text('{"files": [], "tensors": {}, "digest": 1}'),
         "not a manifest",

@@ -23,6 +23,12 @@ def test_round_trip(layers, non_layer_weight, donor):
     assert again.layer_map() == plan.layer_map()
 
 
+def test_without_a_dtype_mergekit_keeps_that_of_the_experts():
+    plan = layer_swap(8, 2, 1, 1, 1)
+    assert "dtype" not in to_mergekit(plan, "math", "language")
+    assert to_mergekit(plan, "math", "language", "float16")["dtype"] == "float16"
+
+
 def test_a_handwritten_configuration():
     text = """
 merge_method: linear
@@ -66,6 +72,10 @@ BAD = {
     "a filter": (lambda d: source(1)(d).update(parameters={"weight": [{"filter": "mlp", "value": 1}]}), "weight is"),
     "a scale": (lambda d: source(1)(d).update(parameters={"weight": 1, "scale": 0.0}), "only model, layer"),
     "a setting of a slice": (lambda d: d["slices"][1].update(parameters={"normalize": False}), "expected only sources"),
+    "layers of a whole model": (
+        lambda d: d.pop("slices") and d.update(models=[{"model": "math", "layer_range": [0, 2]}]), "only model and a",
+    ),
+    "a name that is no path": (lambda d: source(1)(d).update(model="math\0"), "model is 'math"),
     "an unknown key": (lambda d: source(1)(d).update(density=1), "only model, layer_range and a weight"),
     "settings in words": (lambda d: source(1)(d).update(parameters="abc"), "only model, layer_range and a weight"),
     "a range in words": (lambda d: source(1)(d).update(layer_range=["0", "2"]), r"slices\[1\]: expected only sources"),

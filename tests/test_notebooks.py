@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from layerswap.analysis.selection import CRITERIA
+from layerswap.errors import UserError
 from layerswap.experts.index import ExpertIndex
 from layerswap.files import DRAFT
 from layerswap.lab.task import LabTask
@@ -22,6 +24,7 @@ from layerswap.run.profiles import (
     metadata,
     parameter_defaults,
     read_notebook,
+    set_parameters,
 )
 from layerswap.run.scores import ProfileScores
 
@@ -90,6 +93,25 @@ def test_a_parameters_cell_says_what_params_ci_yml_sets(name):
 def test_profiles_name_only_what_exists(profile):
     resolved = load_profile(PROJECT, profile)
     assert sorted(resolved) == NAMES and all(values["profile"] == profile for values in resolved.values())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "expected"),
+    [
+        ("math_experts", [5], "expects list like ['text']"), ("language_experts", [{"path": "x"}], "like ['text']"),
+        ("probed_layers", ["a"], "expects list like [0]"), ("probed_layers", [0.5], "expects list like [0]"),
+        ("fine_tuning", {"math_data": [["gsm8k"]]}, "fine_tuning.math_data is [['gsm8k']]"),
+        ("n_problems", 0, "expected 1 or more"), ("threads", 0, "expected 1 or more"),
+        ("max_new_tokens", 0, "expected 1 or more"), ("device", "gpu", "expected one of cpu, cuda"),
+        ("eval_dtype", "bf16", "expected one of float32, bfloat16"), ("split", "dev", "one of test, validation"),
+        ("criterion", "accuracy", f"expected one of {', '.join(CRITERIA)}"),
+    ],
+)  # fmt: skip
+def test_values_that_no_notebook_takes_are_refused(parameter, value, expected):
+    defaults = default_parameters(PROJECT)
+    with pytest.raises(UserError) as error:
+        set_parameters("params/x.yml", {"all": {parameter: value}}, defaults)
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from layerswap.checkpoints import compatibility
 from layerswap.checkpoints.safetensors import DTYPE_BYTES, read_chunks, read_header, tensor_digest, weights_digest
 from layerswap.errors import UserError
 from layerswap.merging.manifest import verify
@@ -228,7 +229,7 @@ BAD = {
     "no such folder": (lambda math, language: shutil.rmtree(language), "language: no such folder"),
     "a pickle": (rename_to_pickle, "pytorch_model.bin, a pickle; .*only safetensors"),
     "no weights": (replace_file("model.safetensors", None), "expected model.safetensors"),
-    "no config": (replace_file("config.json", None), "config.json: expected a JSON object"),
+    "no config": (replace_file("config.json", None), "config.json: no such file"),
     "broken config": (replace_file("config.json", b"{"), "config.json: expected a JSON object"),
     "config is a number": (replace_file("config.json", b"1"), "config.json: expected a JSON object"),
     "empty file": (replace_file("model.safetensors", b""), "found 0 bytes"),
@@ -505,6 +506,21 @@ def test_what_is_no_weight_in_all_is_left_out(checkpoint_factory, tmp_path):
     }
     assert merged.keys() == manifest["tensors"].keys() and verify(tmp_path / "out") == len(merged)
     assert constant not in tensors_of_merge(*folders, tmp_path / "ties")
+
+
+def test_a_tied_head_is_read_once_for_the_comparison(checkpoint_factory, tmp_path, monkeypatch):
+    folders = [checkpoint_factory(name, i) for i, name in enumerate(("math", "language", "base"))]
+    for folder in folders:
+        edit_tensors(lambda data: data | {"lm_head.weight": data["model.embed_tokens.weight"].clone()})(None, folder)
+    digested = Counter()
+
+    def counting_digest(tensor):
+        digested[tensor.file, tensor.start] += 1
+        return tensor_digest(tensor)
+
+    monkeypatch.setattr(compatibility, "tensor_digest", counting_digest)
+    merge(*folders[:2], TIES, tmp_path / "out", base=folders[2])
+    assert len(digested) == 6 and set(digested.values()) == {1}
 
 
 def tensors_of_merge(math, language, base, out):

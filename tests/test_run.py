@@ -395,19 +395,27 @@ warnings.warn("as it is")"""
 
 def test_strays_are_named_and_left_out(project, monkeypatch, capsys):
     folder = project.root / "notebooks"
-    for name in ("Untitled.ipynb", "01_first-Copy1.ipynb", "02_second copy.ipynb"):
+    for name in ("Untitled.ipynb", "01_first-Copy1.ipynb", "02_second copy.ipynb", "03_été.ipynb"):
         (folder / name).write_text((folder / "01_first.ipynb").read_text())
     (folder / "09_empty.ipynb").touch()
     (folder / "08_plain.ipynb").write_text('{"cells": [], "metadata": {}}')
     monkeypatch.setattr(profiles, "Project", lambda: project)
     assert main(["run", "--profile", "small"]) == 0
     error = capsys.readouterr().err
-    assert runs_so_far(project) == ["first", "second"] and error.count("\n") == 5
+    assert runs_so_far(project) == ["first", "second"] and error.count("\n") == 6
     assert (
         "layerswap: notebooks/Untitled.ipynb: left out, as it is no notebook of the project (CONTRIBUTING.md)" in error
     )
     with pytest.raises(UserError, match="09_empty.ipynb: expected a JSON object"):
         run_profile(project, "small", ["09_empty"])
+
+
+def test_a_copy_of_a_notebook_does_not_write_over_its_results(project, monkeypatch, capsys):
+    folder = project.root / "notebooks"
+    (folder / "03_mine.ipynb").write_text((folder / "01_first.ipynb").read_text())
+    monkeypatch.setattr(profiles, "Project", lambda: project)
+    assert main(["run", "--profile", "small", "02_second"]) == 2 and not runs_so_far(project)
+    assert "one is declared by 01_first and by 03_mine: a copy needs names of its own" in capsys.readouterr().err
 
 
 def test_a_notebook_that_is_added_runs_after_what_it_needs(project):

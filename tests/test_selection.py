@@ -14,10 +14,11 @@ START = soup(6)
 
 def results(outcomes):
     """Validation results from {(condition, language): [(correct, answer_nll, answer_tokens) ...]}."""
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         [(condition, language, *row) for (condition, language), rows in outcomes.items() for row in rows],
         columns=["condition", "language", "correct", "answer_nll", "answer_tokens"],
     )
+    return frame.assign(loss=frame.answer_nll / frame.answer_tokens)
 
 
 def point(plan):

@@ -6,11 +6,12 @@ import signal
 import sys
 import time
 import weakref
+from contextlib import suppress
 
 import pytest
 
 from layerswap.errors import UserError
-from layerswap.terminal import held_back_interruptions, run_command
+from layerswap.terminal import GRACE, held_back_interruptions, run_command
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +50,24 @@ def drop_an_object():
 
 
 def press_ctrl_c_again_while_cleaning_up():
+    """What is kept is kept: the second time within a second interrupts nothing."""
+    steps = []
     try:
         press_ctrl_c()
     finally:
+        for step in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            steps.append(step)
+        assert steps == [0, 1, 2]
+
+
+def press_ctrl_c_where_it_is_swallowed():
+    """The next time, a while later, counts again."""
+    with suppress(KeyboardInterrupt):
         press_ctrl_c()
+    time.sleep(GRACE + 0.01)
+    press_ctrl_c()
 
 
 @pytest.mark.parametrize(
@@ -67,6 +82,7 @@ def press_ctrl_c_again_while_cleaning_up():
         (press_ctrl_c, 130, "layerswap: interrupted; all is kept\n"),
         (import_a_library, 130, "layerswap: interrupted; all is kept\n"),
         (drop_an_object, 130, "layerswap: interrupted; all is kept\n"),
+        (press_ctrl_c_where_it_is_swallowed, 130, "layerswap: interrupted; all is kept\n"),
         (press_ctrl_c_again_while_cleaning_up, 130, "layerswap: interrupted; all is kept\n"),
     ],
 )

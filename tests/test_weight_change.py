@@ -1,6 +1,7 @@
 """Parameter change against loaded models, its memory, and the test of thirds against scipy."""
 
 import importlib
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import write_checkpoint
+from safetensors.torch import load_file, save_file
 from scipy.stats import ttest_ind
 from transformers import AutoModelForCausalLM
 
@@ -55,6 +57,15 @@ def test_change_of_nothing_is_zero(base):
 def test_change_refuses_other_tensors(base, checkpoint_factory, other):
     with pytest.raises(UserError, match="tensor (model.layers|lm_head).*expected the same"):
         weight_change(base, checkpoint_factory("other", **other))
+
+
+def test_what_is_no_weight_is_not_counted(base, expert, tmp_path):
+    old = shutil.copytree(base, tmp_path / "old")  # as a hub's base of a version that stored more
+    weights = load_file(old / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(weights, old / "model.safetensors", {"format": "pt"})
+    pd.testing.assert_frame_equal(weight_change(old, expert), weight_change(base, expert))
 
 
 def test_change_refuses_numbers_that_are_no_floats(base, tmp_path):

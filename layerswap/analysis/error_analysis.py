@@ -4,7 +4,6 @@ Every class of errors is a rule and not a judgement (``classify``). The tables g
 solution, and by which methods solve the same problems.
 """
 
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
@@ -15,20 +14,10 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from layerswap.analysis.statistics import SEEDS, mean_interval
-from layerswap.tasks.base import Problem, Task
+from layerswap.tasks.base import OPERATIONS, Problem, Task
 
 # What an answer is, in the order of ``classify``.
-ERROR_CLASSES = (
-    "correct",
-    "cut off",
-    "no answer",
-    "wrong language",
-    "arithmetic",
-    "unknown word",
-    "wrong operation",
-    "other",
-)
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+ERROR_CLASSES = "correct,cut off,no answer,wrong language,arithmetic,unknown word,wrong operation,other".split(",")
 OPERATOR_SPELLINGS = {"×": "*", "x": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-"}
 GAP = r"[^\S\n]"  # a list's "- " on the next line is no operator
 NUMBER = r"(?:\d++(?:,\d++)*+(?:\.\d++)?+|\.\d++)"

@@ -18,6 +18,7 @@ from layerswap.analysis.error_analysis import ERROR_CLASSES
 from layerswap.experts.index import load_index
 from layerswap.files import FIGURES, atomic_file, results_name
 from layerswap.merging.plans import Plan
+from layerswap.tasks.extraction import LANGUAGES
 
 COLOURS = sns.color_palette("colorblind").as_hex()
 METHOD_COLOURS = {
@@ -30,10 +31,7 @@ METHOD_COLOURS = {
     "other merge": COLOURS[4],
     "other training": COLOURS[5],
 }
-LANGUAGE_NAMES = {
-    "en": "English", "sw": "Swahili", "te": "Telugu", "bn": "Bengali", "ja": "Japanese", "de": "German",
-    "es": "Spanish", "fr": "French", "ru": "Russian", "th": "Thai", "zh": "Chinese",
-}  # fmt: skip
+LANGUAGE_NAMES = {code: language["name"] for code, language in LANGUAGES.items()}
 FONTS = (
     ("justmytype_intl_south_asia", "fonts/ofl/notosansbengali/NotoSansBengali[wdth,wght].ttf"),
     ("justmytype_intl_south_asia", "fonts/ofl/notosanstelugu/NotoSansTelugu[wdth,wght].ttf"),

@@ -23,7 +23,7 @@ def objective(frame: pd.DataFrame, criterion: str) -> pd.Series:
     """What is maximised: the mean over languages of exact match, or of the negative answer loss (nats a token).
 
     Args:
-        frame: validation results, with answer_nll and answer_tokens.
+        frame: validation results, with ``loss``.
         criterion: one of CRITERIA.
 
     Returns:
@@ -35,7 +35,6 @@ def objective(frame: pd.DataFrame, criterion: str) -> pd.Series:
     if criterion not in CRITERIA:
         raise UserError(f"criterion is {criterion!r}, expected one of {', '.join(CRITERIA)}")
     column, sign = CRITERIA[criterion]
-    frame = frame.assign(loss=frame.answer_nll / frame.answer_tokens, correct=frame.correct.astype(float))
     means = frame.groupby(["condition", "language"], sort=False)[column].mean()
     return sign * means.groupby("condition", sort=False).mean()
 

@@ -20,6 +20,7 @@ from .model_files import (
     tokenizer_digest as tokenizer_digest,
 )
 from .safetensors import (
+    FLOAT_DTYPES as FLOAT_DTYPES,
     StoredTensor as StoredTensor,
     count_weights as count_weights,
     read_chunks as read_chunks,

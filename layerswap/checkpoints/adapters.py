@@ -14,9 +14,10 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerswap.checkpoints.architecture import is_constant, loading_class, unloaded_tensors
+from layerswap.checkpoints.architecture import is_constant, load_pretrained, unloaded_tensors
 from layerswap.checkpoints.compatibility import check_not_empty
 from layerswap.checkpoints.model_files import (
+    PROCESSOR_FILES,
     TOKENIZER_FILES,
     VOCABULARY_FILES,
     copy_model_files,
@@ -24,16 +25,9 @@ from layerswap.checkpoints.model_files import (
     model_digest,
     tokenizer_digest,
 )
-from layerswap.checkpoints.safetensors import (
-    FLOAT_DTYPES,
-    StoredTensor,
-    check_fetched,
-    read_file_header,
-    read_header,
-    tensor_digest,
-)
+from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, read_file_header, read_header, tensor_digest
 from layerswap.errors import UserError, as_user_error
-from layerswap.files import BUILD, check_space, create_once, file_digest, json_digest, read_json
+from layerswap.files import BUILD, check_fetched, check_space, create_once, file_digest, json_digest, read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -75,6 +69,7 @@ def merge_adapter(base: Path, adapter: Path, name: str) -> Path:
         check_not_empty(folder, tensors)
     content = [model_digest(base), tokenizer_digest(base)]
     content += [tokenizer_digest(adapter)] if matching_files(adapter, TOKENIZER_FILES) else []
+    content += [file_digest(file) for file in matching_files(adapter, PROCESSOR_FILES)]
     content += [file_digest(adapter / "adapter_config.json"), file_digest(weights)]
 
     def write(folder: Path) -> None:
@@ -96,9 +91,9 @@ def merge_adapter(base: Path, adapter: Path, name: str) -> Path:
 
 
 def copy_adapted_files(base: Path, adapter: Path, folder: Path) -> None:
-    """Copy a base's files to a folder; with the adapter's tokenizer, or its chat templates, if it brings its own."""
+    """Copy a base's files to a folder; with what the adapter brings of tokenizer, chat templates, processors."""
     copy_model_files(base, folder)
-    own_files = [file for file in matching_files(adapter, TOKENIZER_FILES) if file.suffix != ".py"]
+    own_files = [file for file in matching_files(adapter, (*TOKENIZER_FILES, *PROCESSOR_FILES)) if file.suffix != ".py"]
     if matching_files(adapter, ("tokenizer.json", *VOCABULARY_FILES)):
         for file in matching_files(folder, TOKENIZER_FILES):
             file.unlink()
@@ -146,8 +141,7 @@ def merge_with_peft(
         raise UserError(f"{adapter}: has {unknown[0]}, which PEFT {peft.__version__} does not know; a newer PEFT may")
     with warnings.catch_warnings(), torch.random.fork_rng(devices=()):  # PEFT draws the weights that it then loads
         warnings.simplefilter("ignore")  # what PEFT warns of is checked here
-        with as_user_error(f"{base}: transformers cannot load it"):
-            model, is_whole = load_in_stored_dtypes(base, header)
+        model, is_whole = load_in_stored_dtypes(base, header)
         tied = tied_modules(model)
         with as_user_error(f"{adapter}: PEFT cannot load it for {base}"):
             adapted = peft.PeftModel.from_pretrained(model, adapter, torch_device="cpu")
@@ -172,10 +166,7 @@ def load_in_stored_dtypes(base: Path, header: Mapping[str, StoredTensor]) -> "tu
 
     dtypes = {name: getattr(torch, FLOAT_DTYPES[tensor.dtype]) for name, tensor in header.items()}
     widest = reduce(torch.promote_types, dtypes.values())  # holds the numbers of all
-    model, info = loading_class(base).from_pretrained(
-        base, dtype=widest, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-        output_loading_info=True,
-    )  # fmt: skip
+    model, info = load_pretrained(base, dtype=widest)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, widest))
     return model, not any(info.values())

@@ -6,6 +6,7 @@ no weight is read: the model is built on the meta device.
 
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerswap.checkpoints.layers import NUMBERED
-from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor
+from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, read_header
 from layerswap.errors import UserError, describe_error
 from layerswap.files import read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Models whose tensors a config.json names by itself, with what their layers have beside Llama's.
 BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
@@ -29,6 +30,7 @@ LLAMAS: dict[str, tuple[str, ...]] = {"llama": (), "mistral": (), "qwen2": BIASE
 CONSTANTS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|cos_cached|sin_cached)|position_ids|(?:attn|attention)\.(?:masked_)?bias)$"
 )
+CONVERTS = re.compile("configuration_(?!utils)|modular_")  # code of configs: the fields that it makes are compared
 
 
 def is_constant(name: str, tensor: StoredTensor) -> bool:
@@ -69,9 +71,10 @@ def config_meaning(config: "PreTrainedConfig") -> dict[str, Any]:
 
 
 def is_read(field: str, config: "PreTrainedConfig", folder: str | Path) -> bool:
-    """Whether code reads a field ("text_config.head_dim"): the config's class knows it, or its name stands in the code.
+    """Whether code reads a field ("text_config.head_dim"): the config's class knows it, or the code has its name.
 
-    The code is that of the model, what all of transformers' models share, and the folder's own.
+    That is "config.head_dim" or the name in quotes in the model's code and in what all of transformers' models share,
+    but what the config's class makes other fields of; in code of the folder's own it is the mere word.
     """
     import inspect
 
@@ -83,10 +86,12 @@ def is_read(field: str, config: "PreTrainedConfig", folder: str | Path) -> bool:
         return is_read(rest, nested, folder)
     if first in {entry.name for entry in fields(type(config))} | config.attribute_map.keys():
         return True
-    package, word = Path(transformers.__file__).parent, re.compile(rf"\b{re.escape(first)}\b")
+    package, word = Path(transformers.__file__).parent, re.escape(first)
     places = [package, package / "generation", package / "integrations", Path(inspect.getfile(type(config))).parent]
-    code = (file for place in (*places, Path(folder)) for file in place.glob("*.py"))
-    return any(word.search(file.read_text(encoding="utf-8", errors="replace")) for file in code)
+    reading = re.compile(rf"""config\w*(?:\(\))?\.{word}\b|["']{word}["']""")
+    code = [(file, reading) for place in places for file in place.glob("*.py") if not CONVERTS.match(file.name)]
+    code += [(file, re.compile(rf"\b{word}\b")) for file in Path(folder).glob("*.py")]
+    return any(pattern.search(file.read_text(encoding="utf-8", errors="replace")) for file, pattern in code)
 
 
 def model_class(config: "PreTrainedConfig") -> Any:
@@ -104,6 +109,37 @@ def loading_class(folder: str | Path) -> Any:
     config = parse_config(folder)
     is_causal = config is None or type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     return transformers.AutoModelForCausalLM if is_causal else model_class(config) or transformers.AutoModelForCausalLM
+
+
+def load_pretrained(folder: str | Path, **options: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """A folder's model as transformers loads it with these options, and what it says of the loading, but of constants.
+
+    It sees links to the weights that ``read_header`` finds, with an index, and to the configs. In the folder itself it
+    would look for others: those of an adapter, or that config.json names; and it finds no shards without an index.
+
+    Raises:
+        UserError: transformers cannot load it.
+    """
+    header = read_header(folder)
+    files = {Path(folder, name) for name in ("config.json", "generation_config.json")}
+    with tempfile.TemporaryDirectory() as links:
+        for file in files | {tensor.file for tensor in header.values()}:
+            if file.is_file():
+                Path(links, file.name).symlink_to(file.resolve())
+        if not Path(links, "model.safetensors").exists():
+            index = {"metadata": {}, "weight_map": {name: tensor.file.name for name, tensor in header.items()}}
+            Path(links, "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        try:
+            model, info = loading_class(links).from_pretrained(
+                links, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+                **options,
+            )  # fmt: skip
+        except Exception as error:  # of whatever class
+            reason = describe_error(error).replace(links, str(folder))
+            raise UserError(f"{folder}: transformers cannot load it ({reason})") from None
+    model.config.name_or_path = str(folder)
+    unexpected = [name for name in info["unexpected_keys"] if name not in header or not is_constant(name, header[name])]
+    return model, info | {"unexpected_keys": unexpected}
 
 
 def llama_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -144,10 +180,12 @@ def unloaded_tensors(folder: str | Path, header: Mapping[str, StoredTensor]) -> 
         Their names.
 
     Raises:
-        UserError: the model has a tensor that is missing in the header, or has another name there, or another shape:
-            transformers would go on with random weights.
+        UserError: config.json names other weights; or the model has a tensor that is missing in the header, or has
+            another name there, or another shape: transformers would go on with random weights.
     """
     raw = read_json(Path(folder) / "config.json")
+    if weights := raw.get("transformers_weights"):
+        raise UserError(f"{folder}: config.json names other weights ({weights}), expected model.safetensors, or shards")
     header = {name: tensor for name, tensor in header.items() if not is_constant(name, tensor)}
     if "quantization_config" in raw or llama_shapes(raw) == {name: tensor.shape for name, tensor in header.items()}:
         return []

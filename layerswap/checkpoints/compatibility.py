@@ -15,6 +15,7 @@ from layerswap.checkpoints.architecture import LLAMAS, config_meaning, is_consta
 from layerswap.checkpoints.difference import MISSING, Difference, differing_fields
 from layerswap.checkpoints.model_files import (
     TOKENIZER_FILES,
+    VOCABULARY_FILES,
     function_config,
     matching_files,
     split_files,
@@ -27,11 +28,11 @@ from layerswap.files import read_json
 
 # Fields of config.json, also of nested ones, that change nothing that a trained model computes.
 STAMPED_FIELDS = re.compile(
-    r"""(?:.*\.)? (?: pad_token_id | bos_token_id | architectures | (?:auto_map | id2label | label2id) \b.* |
-    num_labels | problem_type | task_specific_params \b.* | finetuning_task | tokenizer_class | \w*dropout\w* |
-    \w*_pdrop | \w*router_(?:aux|z)_loss_coef | pretraining_tp | chunk_size_feed_forward | gradient_checkpointing |
-    _commit_hash | output_(?:attentions | hidden_states | router_logits) | return_dict\w* | _?unsloth\w* |
-    _?(?:attn|experts)_implementation\w* )""",
+    r"""(?:.*\.)? (?: pad_token_id | bos_token_id | architectures | add_cross_attention | num_labels |
+    (?:auto_map | id2label | label2id | task_specific_params | transformers\.js_config) \b.* | problem_type |
+    cache_implementation | finetuning_task | tokenizer_class | \w*dropout\w* | \w*_pdrop | pretraining_tp |
+    \w*router_(?:aux|z)_loss_coef | chunk_size_feed_forward | gradient_checkpointing | _commit_hash | return_dict\w* |
+    _?unsloth\w* | output_(?:attentions | hidden_states | router_logits) | _?(?:attn|experts)_implementation\w* )""",
     re.VERBOSE,
 )
 # What wrappers of a model write into the names of its tensors.
@@ -60,8 +61,16 @@ def check_compatible(math: str | Path, language: str | Path, allow: Collection[s
         UserError: the first other difference; a model with an empty matrix, with names of tensors that a wrapper or an
             unmerged adapter has left, or with a stored head that is not the embeddings its config ties it to.
     """
-    folders, listed = (Path(math), Path(language)), []
-    headers, files = mergeable_headers(folders), [split_files(folder)[0] for folder in folders]
+    folders = (Path(math), Path(language))
+    return list_differences(folders, mergeable_headers(folders), allow)
+
+
+def list_differences(
+    folders: tuple[Path, Path], headers: Sequence[Mapping[str, StoredTensor]], allow: Collection[str]
+) -> list[Difference]:
+    """The differences of ``check_compatible``, of two folders whose headers are those of ``mergeable_headers``."""
+    (math, language), listed = folders, []
+    files = [split_files(folder)[0] for folder in folders]
     for difference in chain(
         config_differences(*folders), generation_differences(*folders), tensor_differences(folders, headers),
         tokenizer_differences(*folders), file_differences(folders, files),
@@ -75,14 +84,18 @@ def check_compatible(math: str | Path, language: str | Path, allow: Collection[s
 
 
 def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields of nested tables under one name each ("rope_parameters.rope_theta"), a lone id as a list of one."""
+    """Fields of nested tables under one name each ("rope_parameters.rope_theta"), without those that repeat another.
+
+    "type" is the former name of rope_type, kept beside it.
+    """
     flat: dict[str, Any] = {}
+    rope = fields["rope_parameters"] if isinstance(fields.get("rope_parameters"), dict) else {}
     for field, value in fields.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{field}.")
         elif field == "eos_token_id":
             flat[prefix + field] = end_ids(value)
-        elif field != "type" or "rope_type" not in fields:  # its former name, kept beside it
+        elif (field != "type" or "rope_type" not in fields) and (field not in rope or rope[field] != value):
             flat[prefix + field] = value
     return flat
 
@@ -103,7 +116,10 @@ def config_differences(math: Path, language: Path) -> Iterator[Difference]:
     if not all(STAMPED_FIELDS.fullmatch(field) for field in differing):
         configs = [config for folder in (math, language) if (config := parse_config(folder))]
     if len(configs) == 2:  # else it has no class for them
-        differing = differing_fields([flatten(without_storage_fields(config_meaning(c))) for c in configs])
+        meanings = [flatten(without_storage_fields(config_meaning(config))) for config in configs]
+        # Of a field that the class does not know, null means what leaving it out means.
+        nulls = ((None, MISSING), (MISSING, None))
+        differing = {name: values for name, values in differing_fields(meanings).items() if values not in nulls}
     for field, values in differing.items():
         is_stamped = STAMPED_FIELDS.fullmatch(field) is not None
         is_unread = len(configs) == 2 and not any(map(is_read, [field] * 2, configs, (math, language)))
@@ -114,15 +130,13 @@ def generation_differences(math: Path, language: Path) -> Iterator[Difference]:
     """What the generation configs of two models differ in; only where a text ends changes the function."""
     fields = []
     for folder in (math, language):
-        path = folder / "generation_config.json"
-        config = read_json(path) if path.is_file() else {}
+        config = read_json(folder / "generation_config.json", missing_ok=True)
         eos = config.get("eos_token_id")
         if eos is None:
             eos = read_json(folder / "config.json").get("eos_token_id")
         ignored = ("transformers_version", "_from_model_config", "use_cache", "eos_token_id")
-        fields.append(
-            {name: value for name, value in config.items() if name not in ignored} | {"eos_token_id": end_ids(eos)}
-        )
+        others = {name: value for name, value in config.items() if name not in ignored}
+        fields.append(others | {"eos_token_id": end_ids(eos)})
     for field, values in differing_fields(fields).items():
         yield Difference(field, f"generation_config's {field}", values, field == "eos_token_id")
 
@@ -143,7 +157,8 @@ def file_differences(folders: Sequence[Path], files: Sequence[Sequence[Path]]) -
     """The files beside weights, config and tokenizer that two models differ in, such as those of processors."""
     digests = []
     for folder, names in zip(folders, files, strict=True):
-        compared = {*matching_files(folder, TOKENIZER_FILES), folder / "config.json", folder / "generation_config.json"}
+        compared = {*matching_files(folder, TOKENIZER_FILES)} - {*matching_files(folder, VOCABULARY_FILES)}
+        compared |= {folder / "config.json", folder / "generation_config.json", folder / "tokenizer.json"}
         digests.append({file.name: content_digest(file)[:12] for file in names if file not in compared})
     for name, values in differing_fields(digests).items():
         yield Difference(name, f"file {name} (sha256)", values, False)
@@ -172,7 +187,7 @@ def mergeable_headers(folders: Sequence[Path]) -> list[dict[str, StoredTensor]]:
             tensors = [other[name] for other in headers if name in other]
             is_everywhere = len(tensors) == len(headers)
             if is_constant(name, header[name]):
-                is_everywhere &= len({(t.dtype, t.shape) for t in tensors}) == 1 and tensors[0].dtype in FLOAT_DTYPES
+                is_everywhere &= len({(t.dtype, t.shape) for t in tensors}) == 1
                 if not is_everywhere or len(set(map(tensor_digest, tensors))) > 1:
                     dropped.add(name)
             elif name == tied and not is_everywhere:

@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerswap.checkpoints.safetensors import check_fetched
-from layerswap.errors import UserError, describe_error
-from layerswap.files import BUILD, atomic_folder, create_once, file_digest, read_rows
+from layerswap.errors import UserError, as_user_error, describe_error
+from layerswap.files import BUILD, atomic_folder, check_fetched, create_once, file_digest, read_rows
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -56,8 +55,6 @@ def load_gguf(path: Path) -> Path:
     """
     from gguf import GGUFReader
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     check_fetched(path)
     try:
         reader = GGUFReader(path)
@@ -96,13 +93,11 @@ def convert_gguf(path: Path, folder: Path, provenance: dict[str, str]) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:  # transformers reads a tokenizer that lies beside the file
         (Path(scratch) / path.name).symlink_to(path.resolve())
-        try:
+        with as_user_error(f"{path}: transformers cannot load it"):
             loaded, info = AutoModelForCausalLM.from_pretrained(
                 scratch, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=path.name)
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
-            raise UserError(f"{path}: transformers cannot load it ({describe_error(error)})") from None
     if info["missing_keys"]:
         raise UserError(f"{path}: has no tensor {min(info['missing_keys'])}")
     config = AutoConfig.for_model(**loaded.config.to_dict())

@@ -18,12 +18,8 @@ from layerswap.files import read_json
 
 NUMBERED = re.compile(r"((?:[^.]+\.)*?)(\d{1,9})\.")  # what stands before the first number in a name, and that number
 LISTS = ("layers", "layer", "h", "blocks", "block")  # what families call their list of layers
-TEXT_CONFIGS = (
-    "text_config",
-    "llm_config",
-    "language_config",
-    "thinker_config",
-)  # of the text decoder, within a config
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")  # of the text decoder, in a config
+HEAD = re.compile(r"(?:^|\.)(?:lm_head|output|output_layer|embed_out)\.[^.]+$")  # what families call the head
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # fields that say how many layers there are
 PREDICTION_DEPTHS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # layers stored after the last one, or apart
 # Modules that are no part of a text decoder.
@@ -67,7 +63,7 @@ class DecoderLayers:
             return True
         if name.startswith((self.prefix, *self.others)) or OTHER_MODULE.search(name.removeprefix(self.root)):
             return False
-        return not self.is_multimodal or name.startswith(self.root) or "head" in name
+        return not self.is_multimodal or name.startswith(self.root) or HEAD.search(name) is not None
 
     def module(self, name: str) -> str:
         """What a tensor outside the text decoder belongs to: "vision_tower", "mtp", or a layer beyond the last."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerswap.checkpoints.adapters import merge_adapter
-from layerswap.checkpoints.architecture import loading_class
+from layerswap.checkpoints.architecture import load_pretrained
 from layerswap.checkpoints.gguf import load_gguf
 from layerswap.checkpoints.model_files import copy_model_files, matching_files, model_digest, tokenizer_digest
 from layerswap.checkpoints.safetensors import FLOAT_DTYPES, StoredTensor, count_weights, read_header
-from layerswap.errors import UserError, describe_error, one_line
+from layerswap.errors import UserError, as_user_error, describe_error
 from layerswap.files import BUILD, ROOT, check_space, create_once, json_digest
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def resolve_model(name: str | Path, base: str | Path | None = None) -> Path:
         UserError: there is no such model, or it cannot be used.
     """
     path, on_hub = ROOT / name, HUB.fullmatch(str(name))
-    if path.suffix == ".gguf" and not path.is_dir():
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
         return load_gguf(path)
     folder = fetch_from_hub(on_hub["name"], on_hub["revision"]) if on_hub and not path.exists() else path
     if is_adapter(folder):
@@ -179,12 +179,7 @@ def load_model(folder: str | Path, dtype: "torch.dtype", device: "str | torch.de
             random weights; a GPU that is not there.
     """
     check_device(device)
-    try:
-        model, info = loading_class(folder).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(f"{folder}: transformers cannot load it ({one_line(error)})") from None
+    model, info = load_pretrained(folder, dtype=dtype)
     if mismatches := {problem: sorted(names) for problem, names in info.items() if names}:
         raise UserError(f"{folder}: the weights are not those of the model in config.json: {mismatches}")
     return model.eval().to(device)
@@ -204,7 +199,5 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: transformers cannot load its tokenizer ({one_line(error)})") from None
+    with as_user_error(f"{folder}: transformers cannot load its tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

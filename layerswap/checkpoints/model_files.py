@@ -8,16 +8,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from layerswap.checkpoints.safetensors import check_fetched, read_header, weights_digest
+from layerswap.checkpoints.safetensors import read_header, weights_digest
 from layerswap.errors import UserError
-from layerswap.files import file_digest, json_digest, read_json
+from layerswap.files import check_fetched, file_digest, json_digest, read_json
 
-FileStates = dict[Path, tuple[int, int, int]]  # file of a model -> its inode, size and time
+FileStates = dict[Path, tuple[int, ...]]  # file of a model -> its inode, size and times
 
 TEMPLATES = "additional_chat_templates/*.jinja"
 # Of tokenizers without a tokenizer.json, or beside it for other engines.
 VOCABULARY_FILES = ("tekken.json", "*.tiktoken", "*.model", "*.spm", "vocab*", "merges.txt", "added_tokens.json")
 TOKENIZER_FILES = ("tokenizer*", "*token*.json", "chat_template*", TEMPLATES, *VOCABULARY_FILES)
+PROCESSOR_FILES = ("*processor*.json",)  # of images, sound and video
 CODE = "custom code"
 # Files that no copy of a model gets, by the reason.
 LEFT_OUT = {
@@ -26,7 +27,9 @@ LEFT_OUT = {
         "*.np[yz]", "*.pkl", "*.pickle", "*.ot", "*.distcp", "adapter_config.json", "trainer_*", "training_args.*",
         "*_results.json", "events.out.*",
     ),
-    "of this model alone": ("README.md", "layerswap.json", "adapter.json", "provenance.json", "training.json", ".*"),
+    "of this model alone": (
+        "README.md", "layerswap.json", "mergekit_config.yml", "adapter.json", "provenance.json", "training.json", ".*",
+    ),
     CODE: ("*.py", "*.so"),
 }  # fmt: skip
 # Fields of config.json that say how a model is stored or was trained, not what it computes.
@@ -76,14 +79,14 @@ def tokenizer_digest(folder: str | Path) -> str:
     Returns:
         sha256 (hex).
     """
-    path = Path(folder) / "generation_config.json"
-    eos = read_json(path).get("eos_token_id") if path.is_file() else None
+    eos = read_json(Path(folder) / "generation_config.json", missing_ok=True).get("eos_token_id")
     return json_digest([eos, [[file.name, file_digest(file)] for file in matching_files(folder, TOKENIZER_FILES)]])
 
 
 def file_states(folder: str | Path) -> FileStates:
-    """Each file that a model is read from -> what changes with it: its inode, size (bytes) and time (ns).
+    """Each file that a model is read from -> what changes with it: its inode, size (bytes) and times (ns).
 
+    The time of the last change cannot be set, as ``cp -p`` and ``rsync -t`` set that of the content.
     To be taken before a digest; ``check_unchanged`` then says whether what was loaded is what has that digest.
 
     Raises:
@@ -91,7 +94,11 @@ def file_states(folder: str | Path) -> FileStates:
     """
     weights = {tensor.file for tensor in read_header(folder).values()}
     files = [*weights, *matching_files(folder, ("config.json", "generation_config.json", *TOKENIZER_FILES))]
-    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]}
+    return {
+        file: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for file in files
+        for stat in [file.stat()]
+    }
 
 
 def check_unchanged(folder: str | Path, states: FileStates) -> None:
@@ -113,7 +120,7 @@ def split_files(folder: str | Path, custom_code: bool = False) -> tuple[list[Pat
         folder, but the weights -> why it is left out; code that config.json names and that is not there too.
 
     Raises:
-        UserError: a file to copy is a pointer of Git LFS.
+        UserError: a file to copy is a pointer of Git LFS, or a link to nothing.
     """
     files, left_out = matching_files(folder, [TEMPLATES]), {}
     weights = {tensor.file.name for tensor in read_header(folder).values()} | {"model.safetensors.index.json"}
@@ -122,14 +129,14 @@ def split_files(folder: str | Path, custom_code: bool = False) -> tuple[list[Pat
         reasons = [reason for reason, names in patterns if any(fnmatch(path.name, pattern) for pattern in names)]
         if reasons and not (custom_code and reasons == [CODE]):
             left_out[path.name] = reasons[0]
-        elif path.is_file():
+        elif path.is_file() or not path.exists():  # a link to nothing
             files.append(path)
         elif path.name != Path(TEMPLATES).parent.name:
             left_out[path.name] = "a folder"
     for file in files:
         check_fetched(file)
-    config = Path(folder) / "config.json"
-    named = re.findall(r'[\w.-]+(?=\.\w+")', json.dumps(read_json(config).get("auto_map"))) if config.is_file() else []
+    config = read_json(Path(folder) / "config.json", missing_ok=True)
+    named = re.findall(r'[\w.-]+(?=\.\w+")', json.dumps(config.get("auto_map")))
     present = {file.name for file in files}
     left_out |= {f"{name}.py": f"{CODE}, named by config.json" for name in named if f"{name}.py" not in present}
     return files, left_out

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerswap.errors import UserError
-from layerswap.files import json_digest, read_json
+from layerswap.files import check_fetched, json_digest, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +29,8 @@ DTYPE_BITS = {  # bits of one element
 DTYPE_BYTES = {dtype: max(1, bits // 8) for dtype, bits in DTYPE_BITS.items()}  # what its tensors are aligned to
 FLOAT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtypes that can be mixed
 CHUNK = 1 << 20  # bytes: whole elements of every dtype, and still in the processor's cache when hashed and written
+OTHER_WEIGHTS = {".bin": ", a pickle", ".pt": ", a pickle", ".pth": ", a pickle", ".gguf": "", ".safetensors": ""}
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,6 @@ def read_file_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: the file is missing, its header is malformed, or its tensors do not fill it without gap or overlap.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     check_fetched(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -96,13 +94,6 @@ def read_file_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def check_fetched(path: Path) -> None:
-    """UserError if a file is what a git clone without LFS leaves in the place of a large one."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(f"{path}: is a pointer of Git LFS, expected the file itself; git lfs pull fetches it")
-
-
 def read_header(folder: str | Path) -> dict[str, StoredTensor]:
     """Read the header of a checkpoint: model.safetensors, or shards with an index.
 
@@ -121,48 +112,51 @@ def read_header(folder: str | Path) -> dict[str, StoredTensor]:
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; a model on the hub is named owner/name@revision")
+    for file in (single, index):
+        if file.is_symlink():
+            check_fetched(file)
     if single.is_file() and index.is_file():  # loaders silently take one of them
         raise UserError(f"{folder}: holds both {single.name} and {index.name}, expected one of them")
     if single.is_file():
         return read_file_header(single)
     shards = sorted(match[0] for file in folder.iterdir() if (match := SHARD.fullmatch(file.name)))
-    if not index.is_file() and shards:
-        return read_shards(folder, shards)
-    if not index.is_file():
-        pickles = "".join(f"found {path.name}, a pickle; " for path in sorted(folder.glob("*.bin"))[:1])
-        raise UserError(f"{folder}: {pickles}expected model.safetensors, only safetensors are read")
-    weight_map, tensors = read_json(index).get("weight_map"), {}
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise UserError(f"{index}: expected a weight_map from tensor to file name")
-    for shard in sorted(set(weight_map.values())):
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise UserError(f"{index}: expected a weight_map from tensor to file name")
+        shards = sorted(set(weight_map.values()))
+    elif shards:
+        check_all_shards(folder, shards)
+        weight_map = {}
+    else:
+        others = sorted(file.name for file in folder.iterdir() if file.suffix in OTHER_WEIGHTS)
+        observed = "".join(f"found {name}{OTHER_WEIGHTS[Path(name).suffix]}; " for name in others[:1])
+        raise UserError(f"{folder}: {observed}expected model.safetensors, only safetensors are read")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
         if Path(shard).name != shard:
             raise UserError(f"{index}: shard {shard!r} is outside the folder, expected a plain file name")
         for name, tensor in read_file_header(folder / shard).items():
-            if weight_map.get(name) != shard:
+            if index.is_file() and weight_map.get(name) != shard:
                 indexed = weight_map.get(name, "no file")
                 raise UserError(f"{index}: says that tensor {name} is in {indexed}, found it in {shard}")
+            if name in tensors:
+                places = f"{tensors[name].file.name} and in {shard}"
+                raise UserError(f"{folder}: has no model.safetensors.index.json, and tensor {name} is in {places}")
             tensors[name] = tensor
     if missing := weight_map.keys() - tensors.keys():
         raise UserError(f"{index}: says that tensor {min(missing)} is in {weight_map[min(missing)]}, it is not")
     return tensors
 
 
-def read_shards(folder: Path, shards: list[str]) -> dict[str, StoredTensor]:
-    """The header of shards whose index is missing. UserError unless they are all there, each tensor in one of them."""
+def check_all_shards(folder: Path, shards: list[str]) -> None:
+    """UserError unless shards without an index are all that their names speak of."""
     n_shards = int(shards[0][-17:-12])
     expected = {f"model-{i:05d}-of-{n_shards:05d}.safetensors" for i in range(1, n_shards + 1)}
     if differing := expected.symmetric_difference(shards):
         problem = f"{min(differing)} is {'missing too' if min(differing) in expected else 'of another set of shards'}"
         raise UserError(f"{folder}: has shards, but no model.safetensors.index.json, and {problem}")
-    tensors: dict[str, StoredTensor] = {}
-    for shard in shards:
-        header = read_file_header(folder / shard)
-        if twice := sorted(header.keys() & tensors.keys()):
-            places = f"{tensors[twice[0]].file.name} and in {shard}"
-            raise UserError(f"{folder}: has no model.safetensors.index.json, and tensor {twice[0]} is in {places}")
-        tensors |= header
-    return tensors
 
 
 def count_weights(header: Mapping[str, StoredTensor]) -> int:

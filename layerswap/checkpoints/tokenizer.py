@@ -12,6 +12,8 @@ from layerswap.files import file_digest, json_digest, read_json
 
 # Fields of tokenizer_config.json that decide where a text begins and ends, or how it is cut.
 TEXT_FIELDS = ("eos_token", "add_bos_token", "add_eos_token", "add_prefix_space")
+SLOW_FIELDS = (*TEXT_FIELDS, "tokenizer_class", "legacy", "do_lower_case")  # where there is no tokenizer.json
+OTHER_FIELDS = ("chat_template", "name_or_path", "is_local", "backend")  # compared elsewhere, or how it was stored
 
 
 def read_vocabulary(folder: str | Path) -> dict[str, Any]:
@@ -91,12 +93,23 @@ def without_offsets(rules: Any) -> Any:
     return [without_offsets(rule) for rule in rules] if isinstance(rules, list) else rules
 
 
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """The fields of tokenizer_config.json that are text, a number or a truth value; of a token its text."""
+    config = read_json(folder / "tokenizer_config.json", missing_ok=True)
+    values = {name: value.get("content") if isinstance(value, dict) else value for name, value in config.items()}
+    return {name: v for name, v in values.items() if isinstance(v, (str, int, float)) and name not in OTHER_FIELDS}
+
+
 def chat_templates(folder: Path) -> dict[str, str]:
     """Name of a chat template -> digest of its text, of all that a folder has."""
     config = folder / "tokenizer_config.json"
-    templates: Any = read_json(config).get("chat_template") if config.is_file() else None
+    templates: Any = read_json(config, missing_ok=True).get("chat_template")
     if isinstance(templates, list):
-        templates = {entry["name"]: entry["template"] for entry in templates}
+        try:
+            templates = {entry["name"]: entry["template"] for entry in templates}
+        except (TypeError, KeyError):
+            expected = "expected text, or a list of tables with a name and a template"
+            raise UserError(f"{config}: chat_template is {str(templates)[:100]}, {expected}") from None
     elif not isinstance(templates, dict):
         templates = {"default": templates} if templates else {}
     for file in matching_files(folder, ["chat_template.jinja", TEMPLATES]):
@@ -125,12 +138,9 @@ def tokenizer_differences(math: Path, language: Path) -> Iterator[Difference]:
             yield Difference("vocabulary", f"token {token!r}", values)
         for name, values in differing_fields([tokenizer_rules(path) for path in paths]).items():
             yield Difference(name, f"tokenizer's {name} (sha256)", values)
-    configs = [read_json(path) if path.is_file() else {} for path in (f / "tokenizer_config.json" for f in folders)]
-    settings = [
-        {name: value["content"] if isinstance(value, dict) else value for name in TEXT_FIELDS
-         if (value := config.get(name)) is not None} for config in configs
-    ]  # fmt: skip
-    for name, values in differing_fields(settings).items():  # one that is left out is what tokenizer.json says
-        yield Difference(name, f"tokenizer_config's {name}", values, MISSING not in values)
+    for name, values in differing_fields([tokenizer_settings(folder) for folder in folders]).items():
+        is_text_field = name in (TEXT_FIELDS if any(is_there) else SLOW_FIELDS)
+        changes_function = is_text_field and MISSING not in values  # one that is left out is what tokenizer.json says
+        yield Difference(name, f"tokenizer_config's {name}", values, changes_function)
     for name, values in differing_fields([chat_templates(folder) for folder in folders]).items():
         yield Difference("chat_template", f"chat template {name!r} (sha256)", values, False)

@@ -73,7 +73,8 @@ class AnswerCache:
     def flush(self) -> None:
         """Append the pending rows whose key is not in the file yet, as whole lines, and flush them to the disk.
 
-        An interruption meanwhile is raised afterwards. UserError: ``check_source``'s, and the rows are not kept.
+        An interruption meanwhile is raised afterwards. UserError: ``check_source``'s, and the rows are not kept; or the
+        disk is full, and they stay pending.
         """
         if not self.pending:
             return
@@ -82,6 +83,13 @@ class AnswerCache:
         except UserError:
             self.pending = []
             raise
+        try:
+            self.write_pending()
+        except OSError as error:
+            raise UserError(f"{self.path}: answers cannot be written ({error.strerror}); those in it stay") from None
+
+    def write_pending(self) -> None:
+        """Append the pending rows whose key is not in the file yet."""
         with held_back_interruptions(), open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = file.seek(0, os.SEEK_END)

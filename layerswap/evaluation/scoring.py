@@ -16,7 +16,7 @@ from layerswap.evaluation.answers import RECORD, AnswerCache
 from layerswap.files import json_digest
 from layerswap.progress import progress_options
 from layerswap.tasks.base import Problem, Task
-from layerswap.tasks.extraction import lm_eval_scores
+from layerswap.tasks.extraction import language_identifier, lm_eval_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +49,7 @@ class ScoredModel(NamedTuple):
 def evaluate(
     models: Iterable[ScoredModel], task: Task, problems: Sequence[Problem], exemplars: Sequence[Problem],
     cache: AnswerCache | str | Path, *, style: str, max_new_tokens: int, batch_tokens: int = 16384,
+    stops: Sequence[str] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Score models on problems of one language: a row a (model, problem) with the columns ``COLUMNS``.
 
@@ -61,6 +62,7 @@ def evaluate(
         style: of the prompts, one of the task's.
         max_new_tokens: of an answer; decoding is greedy.
         batch_tokens: as in ``engine.stream``.
+        stops: strings that end an answer; None: the task's for this model.
 
     Returns:
         Among the columns: ``stops``, what may end an answer beside the end token; ``value``, the number as a string, or
@@ -80,7 +82,7 @@ def evaluate(
     prompts = [task.prompt(problem, exemplars, style) for problem in problems]
     references = [task.reference_text(problem, style) for problem in problems]
     for model in models:
-        stop = task.stops(language, style, bool(exemplars) and not model.has_chat_template)
+        stop = task.stops(language, style, bool(exemplars) and not model.has_chat_template) if stops is None else stops
         decoding = [model.digest, is_chat, max_new_tokens, list(stop)]
         keys = [json_digest([*decoding, *texts]) for texts in zip(prompts, references, strict=True)]
         missing = {i for i, key in enumerate(keys) if key not in cache.rows}
@@ -88,6 +90,7 @@ def evaluate(
             from layerswap.evaluation.engine import stream  # here: a finished evaluation needs no torch
 
             cache.check()
+            language_identifier()  # it needs a temporary file
             details = {"language": language, "style": style, "shots": len(exemplars), "weights": model.digest}
             with AnswerProgress(model.name, task, problems, missing) as progress:
 

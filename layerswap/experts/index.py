@@ -182,7 +182,7 @@ def check_experts(
     math_experts: Sequence[str], language_experts: Sequence[str], languages: Sequence[str], seeds: Sequence[int],
     baselines: Sequence[str],
 ) -> None:  # fmt: skip
-    """Check a profile's experts: baselines that exist, distinct seeds, as many models as seeds, or none.
+    """Check a profile's experts: baselines that exist, distinct languages and seeds, as many models as these, or none.
 
     Args: as of ``resolve_experts``.
 
@@ -191,15 +191,14 @@ def check_experts(
     """
     if unknown := [baseline for baseline in baselines if baseline not in BASELINES]:
         raise UserError(f"baselines has {unknown[0]!r}, expected of {', '.join(BASELINES)}")
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise UserError(f"seeds is {seeds}, expected one or more, each another")
+    for name, values in (("languages", languages), ("seeds", seeds)):
+        if not values or len(set(values)) != len(values):
+            raise UserError(f"{name} is {values}, expected one or more, each another")
     for parameter, models, experts in (("math_experts", math_experts, ["math"]),
                                        ("language_experts", language_experts, list(languages))):  # fmt: skip
         if models and len(models) != len(experts) * len(seeds):
             expected = f"one for each of {experts} and of seeds {seeds}, or none"
             raise UserError(f"{parameter} has {len(models)} models, expected {expected}")
-        if not_text := [model for model in models if not isinstance(model, str)]:
-            raise UserError(f"{parameter} has {not_text[0]!r}, expected the name of a model")
 
 
 def pair_counts(pairs: str, seeds: Sequence[int]) -> tuple[int, int]:

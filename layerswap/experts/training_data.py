@@ -13,23 +13,13 @@ from typing import Any
 from layerswap.errors import UserError
 from layerswap.files import ROOT, data_folder, read_rows
 from layerswap.tasks.base import Task, is_held_out
-from layerswap.tasks.extraction import HEADERS
+from layerswap.tasks.extraction import HEADERS, LANGUAGES
 from layerswap.tasks.mgsm import hub_split
 
 Row = dict[str, str]  # {"prompt", "completion"}
-TEMPLATES = {  # prompts in the target language
-    "sw": {"passage": "Kifungu: {}\nSwali: {}\nJibu:", "translate": "Tafsiri kwa Kiswahili: {}\nKiswahili:",
-           "continue": "Endeleza hadithi: {}\nMwendelezo:"},
-    "te": {"passage": "సమాచారం: {}\nప్రశ్న: {}\nసమాధానం:", "translate": "తెలుగులోకి అనువదించండి: {}\nతెలుగు:",
-           "continue": "కథను కొనసాగించండి: {}\nకొనసాగింపు:"},
-    "bn": {"passage": "তথ্য: {}\nপ্রশ্ন: {}\nউত্তর:", "translate": "বাংলায় অনুবাদ করুন: {}\nবাংলা:",
-           "continue": "গল্পটি চালিয়ে যান: {}\nপরের অংশ:"},
-    "ja": {"reply": "質問：{}\n答え："},
-}  # fmt: skip
+TEMPLATES = {code: language["templates"] for code, language in LANGUAGES.items() if language["templates"]}
 # Pairs of columns that a data set may have: a prompt, and the response to it.
 COLUMNS = [("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("inputs", "targets")]
-AYA = {"sw": "swh", "te": "tel", "bn": "ben", "ja": "jpn", "de": "deu", "en": "eng", "es": "spa", "fr": "fra",
-       "ru": "rus", "th": "tha", "zh": "zho"}  # fmt: skip  # its language_code, ISO 639-3
 FINAL_MARK = re.compile("####|The answer is")  # before the final number of a solution
 EQUATION = re.compile(r"\d\s*[+×÷*=＋＝]\s*\d")
 
@@ -122,7 +112,7 @@ def external_rows(name: str, expert: str, held_out: bool) -> list[Row]:
     pairs = [
         parse_row(name, i, row)
         for i, row in enumerate(raw)
-        if row.get("language_code", language) in (language, AYA.get(language))
+        if row.get("language_code", language) in (language, LANGUAGES.get(language, {}).get("iso_639_3"))
     ]
     pairs = [pair for pair in pairs if all(text.strip() for text in pair)]  # an empty reply teaches nothing
     rows = [format_row(*pair, expert) for pair in pairs if is_held_out(pair[0]) == held_out]

@@ -11,13 +11,13 @@ import pandas as pd
 from scipy.stats import ttest_ind
 from statsmodels.stats.multitest import multipletests
 
+from layerswap.checkpoints.compatibility import mergeable_headers
 from layerswap.checkpoints.layers import decoder_layers
 from layerswap.checkpoints.safetensors import (
     DTYPE_BYTES,
     FLOAT_DTYPES,
     StoredTensor,
     read_chunks,
-    read_header,
     tensor_digest,
     to_float64,
 )
@@ -49,7 +49,8 @@ def weight_change(base: str | Path, expert: str | Path) -> pd.DataFrame:
         UserError: the two have not the same tensors and shapes, or numbers that are not floating-point; the layers of
             the base are not found.
     """
-    before, after, layers = read_header(base), read_header(expert), decoder_layers(base)
+    before, after = mergeable_headers([Path(base), Path(expert)])
+    layers = decoder_layers(base)
     rows: list[tuple[Any, ...]] = []
     for name in sorted(before.keys() | after.keys()):
         shapes = [header[name].shape if name in header else None for header in (before, after)]

@@ -4,7 +4,6 @@ import random
 from collections.abc import Mapping, Sequence
 
 from layerswap.lab.world import (
-    ARITHMETIC,
     BASE_KINDS,
     LARGEST_NUMBER,
     MATH_KINDS,
@@ -152,6 +151,6 @@ def draw_equations(rng: random.Random) -> str:
         can_go_on = {"+": 2 <= result <= 18, "-": result > b, "*": result in (2, 3)}[sign]
         if is_chained and equations and can_go_on:
             a = result
-        result = ARITHMETIC[sign](a, b)
+        result = OPERATIONS[sign](a, b)
         equations.append(f"{a} {sign} {b} = {result} .")
     return " ".join(equations)

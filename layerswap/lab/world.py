@@ -8,7 +8,6 @@ problems it has met a few that were solved, in each language. A math expert lear
 language expert learns all words of its language and solves nothing.
 """
 
-import operator
 import random
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from layerswap.errors import UserError
-from layerswap.tasks.base import Problem
+from layerswap.tasks.base import OPERATIONS, Problem
 
 DATA = Path(__file__).with_name("data")
 BASE = DATA / "base"  # the base model's folder
@@ -33,7 +32,6 @@ LEXICON = ("names", "objects", "boxes", "places", "things", "gain", "lose")  # s
 # Kinds of problems that the base model meets: of one step, and one of two, without which it never goes on after a step.
 BASE_KINDS = ("gain", "lose", "boxes", "more", "fewer", "both", "change_both")
 MATH_KINDS = ("change_change", "boxes_change", "compare_change")  # of two steps; only mathematics SFT teaches them
-ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 LARGEST_NUMBER = 24  # numbers are 2-12, those of a change 2-6; products reach 18, and 6 may be added
 GRAMMAR_FORMS = ("counter", "how")  # forms of an entry that are words of grammar
 SPLIT_BUCKETS = {"test": 0, "validation": 1}  # all other buckets of the problem space belong to training
@@ -153,7 +151,7 @@ def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = MATH_K
         facts, question, operations = problems[kind]
         numbers, steps = [a], []
         for n_facts, sign, operand in operations:
-            numbers.append(ARITHMETIC[sign](numbers[-1], operand))
+            numbers.append(OPERATIONS[sign](numbers[-1], operand))
             steps.append((n_facts, f"{numbers[-2]} {sign} {operand} = {numbers[-1]}"))
         if min(numbers) <= 0 or (kind == "change_change" and first_verb == second_verb):
             continue

@@ -109,15 +109,27 @@ def weighted_mean_in_memory(math: "torch.Tensor", language: "torch.Tensor", weig
 
     if math.device.type != "cpu":
         return weighted_mean_on_device(math, language, weight)
-    merged = torch.empty_like(math, memory_format=torch.contiguous_format)
+    merged = empty_placed_like(math)
     names = {getattr(torch, dtype): name for name, dtype in FLOAT_DTYPES.items()}
-    data = [
-        tensor.detach().reshape(-1).view(torch.uint8).numpy() for tensor in (math, language, merged)
-    ]  # [bytes] each
+    # [bytes] each
+    data = [tensor.detach().reshape(-1).view(torch.uint8).numpy() for tensor in (math, language, merged)]
     for start in range(0, merged.nbytes, STEP_BYTES):  # numpy takes half as long as torch
         math_step, language_step, merged_step = (numbers[start : start + STEP_BYTES] for numbers in data)
         merged_step[:] = weighted_mean(math_step.data, language_step.data, weight, names[math.dtype])
     return merged
+
+
+def empty_placed_like(tensor: "torch.Tensor") -> "torch.Tensor":
+    """An empty contiguous tensor of the same dtype and shape that lies as far from a multiple of 64 bytes in memory.
+
+    Some kernels sum in another order where that is another. Tensors are used where they lie in their file, and a merged
+    file is laid out like the math expert's: so the logits of both ways of merging are the same too.
+    """
+    import torch
+
+    memory = torch.empty(tensor.nbytes + 64, dtype=torch.uint8)
+    start = (tensor.data_ptr() - memory.data_ptr()) % 64 // tensor.itemsize * tensor.itemsize
+    return memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
 def weighted_mean_on_device(

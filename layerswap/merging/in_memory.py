@@ -2,10 +2,10 @@
 
 A plan is applied by aliasing: where its weight is 0 or 1 the model uses the expert's own tensor, without a copy. Mixed
 tensors are made on the device from what transformers loaded, so every family that it can load can be merged, and they
-have the bits of a merge on disk.
+have the bits of a merge on disk, and lie in memory as in its file: some kernels round otherwise where they do not.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,6 +60,8 @@ class ExpertPair:
         dtype: of the weights in memory.
         static: whether ``apply`` copies values into tensors of the model's own, which never move (CUDA graphs hold
             addresses), instead of exchanging tensors; it takes the memory of one more model.
+        allow: names of differences between the models that are meant, as in ``on_disk.merge``; config and tokenizer are
+            the math expert's.
 
     Raises:
         UserError: models that do not fit each other, or a GPU that is not there.
@@ -68,12 +70,13 @@ class ExpertPair:
     def __init__(
         self, math: str | Path, language: str | Path, base: str | Path | None = None, *,
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, static: bool = False,
+        allow: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.folders = {"math": Path(math), "language": Path(language)} | ({"base": Path(base)} if base else {})
         self.device, self.dtype, self.static = device, dtype, static
         check_device(device)
         for folder in list(self.folders.values())[1:]:
-            check_compatible(math, folder)
+            check_compatible(math, folder, allow)
         self.headers = {role: read_header(folder) for role, folder in self.folders.items()}
         self.file_states = {role: file_states(folder) for role, folder in self.folders.items()}  # before the digests
         self.stored_layers = decoder_layers(math)
@@ -191,14 +194,12 @@ class ExpertPair:
     def stored_dtype(self, name: str, layer: int | None) -> torch.dtype:
         """The dtype in which a tensor is stored, where a mean is rounded; that of its layer if it has another name."""
         header, layers = self.headers["math"], self.stored_layers
+        in_layer = (
+            tensor for other, tensor in header.items() if layers.is_text(other) and layers.index(other) == layer
+        )
+        dtypes = {tensor.dtype for tensor in in_layer if tensor.dtype in FLOAT_DTYPES}
         if name in header:
             dtypes = {header[name].dtype}
-        else:
-            dtypes = {
-                tensor.dtype
-                for stored_name, tensor in header.items()
-                if layers.is_text(stored_name) and layers.index(stored_name) == layer and tensor.dtype in FLOAT_DTYPES
-            }
         if len(dtypes) != 1 or not dtypes <= FLOAT_DTYPES.keys():
             self.check_stored_name(name, f"are stored as {', '.join(sorted(dtypes))}")
             raise UserError(f"{self.folders['math']}: tensor {name} is {min(dtypes)}, which cannot be mixed")

@@ -18,7 +18,7 @@ METHOD_NAMES = {"task_arithmetic": "task arithmetic", "ties": "ties"}  # mergeki
 
 
 def to_mergekit(
-    plan: MergePlan, math: str | Path, language: str | Path, dtype: str, donor: str = "math"
+    plan: MergePlan, math: str | Path, language: str | Path, dtype: str | None = None, donor: str = "math"
 ) -> dict[str, Any]:
     """The mergekit configuration that makes the same weights.
 
@@ -29,7 +29,7 @@ def to_mergekit(
         plan: a ``Plan``.
         math: the math expert's folder or name.
         language: the language expert's folder or name.
-        dtype: "bfloat16", "float16" or "float32".
+        dtype: of the experts, "bfloat16", "float16" or "float32"; None: not written, and mergekit keeps each tensor's.
         donor: "math" or "language", whose config and tokenizer the result gets.
 
     Returns:
@@ -60,7 +60,7 @@ def to_mergekit(
     return {
         "merge_method": "passthrough" if exact else "linear",
         "base_model": str(math if donor == "math" else language),
-        "dtype": dtype,
+        **({} if dtype is None else {"dtype": dtype}),
         "slices": [*slices, layer_slice(0, 0, plan.non_layer_weight)],
     }
 
@@ -140,11 +140,8 @@ def task_vectors_of(
     data: dict[str, Any], math: str | Path, language: str | Path, base: str | Path | None, name: str
 ) -> TaskVectors:
     """The plan of task arithmetic or TIES of whole models. UserError for what it cannot express."""
-    method, shared = (
-        data["merge_method"],
-        {"weight": 1.0, "density": 1.0, "lambda": 1.0}
-        | check_table("parameters", data.get("parameters"), {"weight", "density", "lambda", "normalize", "int8_mask"}),
-    )
+    method, shared = data["merge_method"], {"weight": 1.0, "density": 1.0, "lambda": 1.0}
+    shared |= check_table("parameters", data.get("parameters"), {*shared, "normalize", "int8_mask"})
     is_normalized = method == "ties"  # what mergekit does where nothing is said; a plan of ours always does
     if shared.pop("normalize", is_normalized) is not is_normalized:
         raise UserError(f"normalize is {not is_normalized} of {method}, expected {is_normalized}")
@@ -155,8 +152,7 @@ def task_vectors_of(
         if unknown := model.keys() - {"model", "parameters"}:
             raise UserError(f"models[{i}]: has {min(unknown, key=str)!r}, expected only model and parameters")
         own = shared | check_table(f"models[{i}]: parameters", model.get("parameters"), {"weight", "density"})
-        if same_model(model.get("model"), math) or same_model(model.get("model"), language):
-            role = "math" if same_model(model["model"], math) else "language"
+        if role := role_of(model.get("model"), math, language):
             weights[role] += check_nonnegative(f"models[{i}]: weight", own["weight"])
             densities.add(check_nonnegative(f"models[{i}]: density", own["density"]))
         elif not same_model(model.get("model"), data.get("base_model", "")):
@@ -184,29 +180,28 @@ def language_weight(
     weights = {"math": 0.0, "language": 0.0}
     for source in sources:
         parameters = source.get("parameters") or {}
-        if (
-            set(source) - {"model", "layer_range", "parameters"}
-            or not isinstance(parameters, dict)
-            or parameters.keys() - {"weight"}
-        ):
-            raise UserError(f"{location}: a source has only model, layer_range and a weight, found {source!r}")
-        model = source.get("model")
-        if same_model(model, math):
-            role = "math"
-        elif same_model(model, language):
-            role = "language"
-        else:
-            raise UserError(f"{location}: model is {model!r}, expected {math} or {language}")
+        fields = ["model"] if location == "models" else ["model", "layer_range"]
+        is_known = isinstance(parameters, dict) and source.keys() <= {*fields, "parameters"}
+        if not is_known or parameters.keys() - {"weight"}:
+            raise UserError(f"{location}: a source has only {', '.join(fields)} and a weight, found {source!r}")
+        role = role_of(source.get("model"), math, language)
+        if role is None:
+            raise UserError(f"{location}: model is {source.get('model')!r}, expected {math} or {language}")
         weight = parameters.get("weight", 1.0 if method == "passthrough" else None)
         weights[role] += check_nonnegative(f"{location}: weight", weight)
     total = sum(weights.values())
     if method == "passthrough" and len(sources) != 1 or not total:
-        raise UserError(
-            f"{location}: {method} of {len(sources)} sources with weights {list(weights.values())} is no mean"
-        )
+        found_weights = f"{len(sources)} sources with weights {list(weights.values())}"
+        raise UserError(f"{location}: {method} of {found_weights} is no mean")
     return weights["language"] / total
+
+
+def role_of(name: Any, math: str | Path, language: str | Path) -> str | None:
+    """The role of the model that a name means; None: it is neither."""
+    return "math" if same_model(name, math) else "language" if same_model(name, language) else None
 
 
 def same_model(name: Any, expected: str | Path) -> bool:
     """Whether two names mean one model: equal, or one folder."""
-    return str(name) == str(expected) or Path(str(name)).resolve() == Path(expected).resolve()
+    is_path = isinstance(name, str) and "\0" not in name
+    return name == str(expected) or is_path and Path(name).resolve() == Path(expected).resolve()

@@ -7,17 +7,19 @@ take whole tensors.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from layerswap import __version__
 from layerswap.checkpoints.architecture import unloaded_tensors
-from layerswap.checkpoints.compatibility import check_compatible, mergeable_headers
-from layerswap.checkpoints.layers import decoder_layers
+from layerswap.checkpoints.compatibility import list_differences, mergeable_headers
+from layerswap.checkpoints.layers import DecoderLayers, decoder_layers
 from layerswap.checkpoints.safetensors import DTYPE_BYTES, FLOAT_DTYPES, StoredTensor, tensor_digest, tensors_digest
 from layerswap.errors import UserError
 from layerswap.files import atomic_folder, check_space, check_target, file_digest, start_writeback
@@ -86,7 +88,8 @@ def merge(
 
     Returns:
         The manifest, also written to layerswap.json: plan, donor, experts; ``differences``, what of the experts differs
-        without harm or is in ``allow``, with the value of each role; ``left_out``, the donor's files that were not
+        without harm or is in ``allow``, with the value of each role; ``modules``, those beside the text decoder, which
+        are the donor's, with their number of tensors; ``left_out``, the donor's files that were not
         copied, and why; ``unloaded``, tensors that the model in config.json does not load; ``tensors``, name -> source
         ("math", "language", "math+language" ...), weight, sha256, and ``from``, the sha256 of each source of a mixed
         one; ``digest`` of the merged weights; ``files`` with the sha256 of those that are not weights. Without
@@ -101,7 +104,9 @@ def merge(
         raise UserError(f"plan {plan.name!r} needs {', '.join(plan.roles)}; base is {base}, expected {expected}")
     folders = {"math": Path(math), "language": Path(language)} | ({} if base is None else {"base": Path(base)})
     headers, differences = check_inputs(folders, out, donor, allow, shard_size)
-    sources = select_sources(folders["math"], headers, plan, donor)
+    layers = decoder_layers(folders["math"])
+    plan.check_depth(layers.count, math)
+    sources = select_sources(layers, headers, plan, donor)
     shards = plan_shards(headers["math"], sources, shard_size)
     weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
     n_bytes = sum(tensor.n_bytes for tensor in headers["math"].values())
@@ -111,6 +116,7 @@ def merge(
         "experts": {role: {"folder": os.fsencode(folder.resolve().name).decode(errors="replace"),
                            "config": file_digest(folder / "config.json")} for role, folder in folders.items()},
         "allow": sorted(allow), "differences": differences,
+        "modules": Counter(layers.module(name) for name in headers["math"] if not layers.is_text(name)),
         "unloaded": unloaded_tensors(folders["math"], headers["math"]),
     }  # fmt: skip
     with atomic_folder(out) as folder:
@@ -131,24 +137,23 @@ def check_inputs(
     if shard_size < 1:
         raise UserError(f"shard_size is {shard_size!r}, expected a number of bytes, 1 or more")
     roles = list(folders)
-    for i, role in enumerate(roles):
-        for other in roles[:i]:
-            if folders[role].resolve() == folders[other].resolve():
-                raise UserError(f"{folders[role]}: is both the {other} and the {role} model, expected two folders")
+    for other, role in combinations(roles, 2):
+        if folders[role].resolve() == folders[other].resolve():
+            raise UserError(f"{folders[role]}: is both the {other} and the {role} model, expected two folders")
     check_target(out)
     for role, folder in folders.items():
         if Path(out).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{out}: lies in the {role} model's folder {folder}, expected a place of its own")
+    headers = dict(zip(roles, mergeable_headers(list(folders.values())), strict=True))
     differences: dict[str, dict[str, Any]] = {}
     unused = set(allow)
     for role in roles[1:]:
-        for difference in check_compatible(folders["math"], folders[role], allow):
+        for difference in list_differences((folders["math"], folders[role]), (headers["math"], headers[role]), allow):
             values = dict(zip(("math", role), difference.values, strict=True))
             differences.setdefault(difference.description, {}).update(values)
             unused = {name for name in unused if not difference.is_among([name])}
     if unused:
         raise UserError(f"allow names {min(unused)!r}, which does not differ, expected a difference between the models")
-    headers = dict(zip(roles, mergeable_headers(list(folders.values())), strict=True))
     return headers, differences
 
 
@@ -184,15 +189,14 @@ def plan_shards(
 
 
 def select_sources(
-    math: Path, headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePlan, donor: str
+    layers: DecoderLayers, headers: Mapping[str, Mapping[str, StoredTensor]], plan: MergePlan, donor: str
 ) -> dict[str, tuple[float | None, dict[str, StoredTensor]]]:
     """tensor name -> the language expert's weight, and role -> tensor of each model that the merged one is made of.
 
-    A tensor outside the text decoder is the donor's. UserError for a plan of another depth, and for a tensor to be
-    mixed that is not floating-point, unless all models have the same one.
+    A tensor outside the text decoder is the donor's. UserError for a tensor to be mixed that is not floating-point,
+    unless all models have the same one.
     """
-    layers, selected = decoder_layers(math), {}
-    plan.check_depth(layers.count, math)
+    selected = {}
     for name, tensor in headers["math"].items():
         weight = plan.weight(layers.index(name)) if layers.is_text(name) else float(donor == "language")
         roles = ("math",) if weight == 0 else ("language",) if weight == 1 else plan.roles

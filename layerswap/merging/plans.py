@@ -139,9 +139,8 @@ def layer_swap(
         raise UserError(f"zones overlap: {zones} = {n_layers - middle}, the model has n_layers {n_layers}")
     weight = check_weight("weight", weight)
     layers = (1,) * bottom + (weight,) * transition_bottom + (0,) * middle + (weight,) * transition_top + (1,) * top
-    return Plan(
-        name or f"swap {bottom}+{top}, transition {transition_bottom}+{transition_top}", layers, non_layer_weight
-    )
+    name = name or f"swap {bottom}+{top}, transition {transition_bottom}+{transition_top}"
+    return Plan(name, layers, non_layer_weight)
 
 
 def only_bottom(n_layers: int, bottom: int, non_layer_weight: float = 0.5, name: str = "only bottom") -> Plan:

@@ -40,12 +40,9 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     Raises:
         UserError: for parameters that cannot be run.
     """
+    is_data_there = check_profile(settings)
     p = settings["01_experts"]
     tuning = p["fine_tuning"]
-    check_experts(p["math_experts"], p["language_experts"], p["languages"], p["seeds"], p["baselines"])
-    check_devices(settings)
-    check_splits(p["source"], settings["05_mgsm"])
-    is_data_there = check_data(settings)
     n_weights, n_layers, how = model_size(p["base"])
     flops, bandwidth = SPEED[p["device"]]
     processes = count_processes(tuning["launch"])
@@ -58,7 +55,8 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     if not is_data_there:
         lines.append("data       not looked for: LAYERSWAP_DATA is not set; it must name the folder that holds mgsm/")
     lines.append(f"load       base {p['base']}")
-    lines += [f"           expert {name}{'' if is_at_hand(name) else ' (no such folder here)'}" for name in named]
+    absent = [name for name in named if not (ROOT / name).exists() and not HUB.fullmatch(name)]
+    lines += [f"           expert {name}{' (no such folder here)' if name in absent else ''}" for name in named]
     lines.append(f"           {len(fetched)} model(s) to fetch from the hub, about {gigabytes(disk)} in bfloat16")
 
     training_seconds = 0.0
@@ -100,6 +98,21 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     return lines
 
 
+def check_profile(settings: dict[str, Parameters]) -> bool:
+    """Check experts, splits and data of a profile, so that nothing is trained for a notebook that would refuse them.
+
+    Returns:
+        As ``check_data``.
+
+    Raises:
+        UserError: names the parameter or file.
+    """
+    p = settings["01_experts"]
+    check_experts(p["math_experts"], p["language_experts"], p["languages"], p["seeds"], p["baselines"])
+    check_splits(p["source"], settings["05_mgsm"])
+    return check_data(settings)
+
+
 def trained_models(parameters: Parameters) -> list[tuple[str, tuple[str, ...], int]]:
     """(name, subjects whose rows it learns, how many) of all kinds of models that 01_experts would train."""
     languages, n_seeds = parameters["languages"], len(parameters["seeds"])
@@ -126,7 +139,7 @@ def check_data(settings: dict[str, Parameters]) -> bool:
     p = settings["01_experts"]
     task, languages = find_task(p["source"]), p["languages"]
     for name, parameters in settings.items():
-        for language in parameters.get("languages", ()):
+        for language in filter(None, [*parameters.get("languages", ()), parameters.get("language")]):
             task.check(language, parameters["style"])
             if language not in languages:
                 raise UserError(f"{name}: language {language!r} has no expert, 01_experts has {', '.join(languages)}")
@@ -149,25 +162,14 @@ def trained_experts(parameters: Parameters) -> list[str]:
     return names + ([] if parameters["language_experts"] and not parameters["baselines"] else parameters["languages"])
 
 
-def is_at_hand(name: str) -> bool:
-    """Whether a model is a folder or file here, or is named as one on the hub."""
-    return (ROOT / name).exists() or HUB.fullmatch(name) is not None
-
-
-def check_devices(settings: dict[str, Parameters]) -> None:
-    """UserError unless device and dtype are known."""
-    for name, parameters in settings.items():
-        for parameter, choices in (("device", SPEED), ("eval_dtype", BYTES_PER_WEIGHT)):
-            if (value := parameters[parameter]) not in choices:
-                raise UserError(f"{name}: {parameter} is {value!r}, expected one of {', '.join(choices)}")
-
-
 def check_splits(source: str, parameters: Parameters) -> None:
-    """UserError if 05_mgsm would test validation problems."""
-    n_test, n_problems = find_task(source).n_test, parameters["n_problems"]
-    if parameters["n_validation"] and n_test is not None and n_problems > n_test:
-        raise UserError(f"05_mgsm: n_problems is {n_problems}, but the problems after the first {n_test} are validation"
-                        " problems; lower n_problems, or set n_validation to 0")  # fmt: skip
+    """UserError if 05_mgsm would test validation problems, or there are not so many."""
+    task, n_problems, n_validation = find_task(source), parameters["n_problems"], parameters["n_validation"]
+    if n_validation and task.n_test is not None and n_problems > task.n_test:
+        raise UserError(f"05_mgsm: n_problems is {n_problems}, but the problems after the first {task.n_test} are"
+                        " validation problems; lower n_problems, or set n_validation to 0")  # fmt: skip
+    if task.n_validation is not None and n_validation > task.n_validation:
+        raise UserError(f"05_mgsm: n_validation is {n_validation}, but there are {task.n_validation} such problems")
 
 
 def model_size(name: str) -> tuple[float, int, str]:

@@ -362,14 +362,15 @@ def profile_experiments(settings: dict[str, Parameters], n_layers: int) -> list[
     swap, zone, both, final = (settings[name] for name in ("02_swap", "03_transition", "04_top_bottom", "05_mgsm"))
     n_chosen = (1 + (final["generations"] > 0)) * (final["n_validation"] > 0)
     placeholders = [uniform(n_layers, w, name) for name, w in (("widths chosen", 0.3), ("searched weights", 0.7))]
+    ends_widths = widths_of(n_layers, both)
     grid = candidates(n_layers, final["candidate_widths"], final["non_layer_weights"], final["generations"])
     return [
         starting_point(n_layers),
         first_answers(n_layers, widths_of(n_layers, swap), swap["weight"], swap["non_layer_weight"]),
         *transition_zone(n_layers, widths_of(n_layers, zone), zone["zone_widths"], zone["zone_weights"],
                          zone["weight"], zone["non_layer_weight"]),
-        ends(n_layers, widths_of(n_layers, both), both["control_seeds"], both["non_layer_weight"]),
-        width_map(n_layers, widths_of(n_layers, both), both["map_widths"], both["non_layer_weight"]),
+        ends(n_layers, ends_widths, both["control_seeds"], both["non_layer_weight"]),
+        width_map(n_layers, ends_widths, both["map_widths"], both["non_layer_weight"]),
         single_layers(n_layers, both["probed_layers"]),
         *([grid] if n_chosen else []),
         methods(n_layers, widths_of(n_layers, final), final["weight"], final["non_layer_weight"],

@@ -20,6 +20,7 @@ from typing import Any
 
 from layerswap.errors import UserError, one_line
 from layerswap.files import DRAFT, ROOT, atomic_file, data_folder, file_digest, json_digest
+from layerswap.run.cost import check_profile
 from layerswap.run.profiles import (
     Parameters,
     Project,
@@ -208,6 +209,7 @@ def run_profile(project: Project, profile: str, names: Sequence[str] = ()) -> li
     parameters, ran = load_profile(project, profile), []
     names = names or project.notebook_names()
     needed = with_needs(project, names)
+    project.check_outputs(profile)
     for line in changed_parameters(project, names):
         print_error(line)
     for name in needed:
@@ -218,6 +220,8 @@ def run_profile(project: Project, profile: str, names: Sequence[str] = ()) -> li
                 if name in names:
                     print(f"{name:14} unchanged", flush=True)
             else:
+                if name == "01_experts":  # before hours of training
+                    check_profile(parameters)
                 seconds = execute(project, name, profile, parameters[name])
                 print(f"{name:14} {seconds:5.0f} s", flush=True)
                 ran.append(name)

@@ -29,7 +29,13 @@ from layerswap.tasks.msvamp import MSVAMP
 
 Parameters = dict[str, Any]
 DEFAULTS = "ci"  # the profile that sets every parameter
-NOTEBOOK_NAME = re.compile(r"\d\d_\w+")
+NOTEBOOK_NAME = re.compile(r"\d\d_\w+", re.ASCII)  # as the Makefile has it
+CHOICES = {
+    "device": ("cpu", "cuda"), "eval_dtype": ("float32", "bfloat16"), "split": ("test", "validation"),
+    "criterion": ("exact match", "answer loss"),
+}  # fmt: skip
+AT_LEAST_ONE = ("n_problems", "n_sweep", "n_map", "max_new_tokens", "threads")
+EMPTY_LISTS = {"probed_layers": [0]}  # what the lists hold that are empty by default; all others hold texts
 FIGURE_FORMATS = ("png", "svg", "csv")  # files of one figure
 # Parameters that had another name, and what to write instead.
 RENAMED = {
@@ -65,6 +71,14 @@ class Project:
         figures = self.root / "figures" / profile
         files = [figures / f"{figure}.{suffix}" for figure in declared["figures"] for suffix in FIGURE_FORMATS]
         return files + [self.build(profile, file) for file in declared["artifacts"]]
+
+    def check_outputs(self, profile: str) -> None:
+        """UserError if two notebooks declare the same file, as a copy of one does: each would undo the other's."""
+        owners: dict[Path, str] = {}
+        for name in self.notebook_names():
+            for path in self.outputs(name, profile):
+                if (owner := owners.setdefault(path, name)) != name:
+                    raise UserError(f"{path.stem} is declared by {owner} and by {name}: a copy needs names of its own")
 
 
 def is_section(path: Path) -> bool:
@@ -125,7 +139,7 @@ def type_matches(value: Any, default: Any) -> bool:
     if default == SCALED:
         return value == SCALED or type(value) is int
     if isinstance(default, list) and isinstance(value, list):
-        return not default or all(type_matches(item, default[0]) for item in value)
+        return all(type_matches(item, default[0]) for item in value)
     return type(value) is type(default) or (type(value) is int and type(default) is float)
 
 
@@ -154,9 +168,14 @@ def load_profile(project: Project, profile: str) -> dict[str, Parameters]:
     return {name: parameters | {"profile": profile} for name, parameters in values.items()}
 
 
-def default_parameters(project: Project) -> dict[str, Parameters]:
-    """Notebook -> its parameters as params/ci.yml sets them, or else as its cell does."""
-    cells = {name: parameter_defaults(project, name) for name in project.notebook_names()}
+def parameter_cells(project: Project) -> dict[str, Parameters]:
+    """Notebook -> what its parameters cell sets."""
+    return {name: parameter_defaults(project, name) for name in project.notebook_names()}
+
+
+def default_parameters(project: Project, cells: dict[str, Parameters] | None = None) -> dict[str, Parameters]:
+    """Notebook -> its parameters as params/ci.yml sets them, or else as its cell does (those in ``cells``)."""
+    cells = cells or parameter_cells(project)
     if not (project.root / "params" / f"{DEFAULTS}.yml").is_file():
         return cells
     sections = read_sections(project, DEFAULTS)
@@ -165,15 +184,13 @@ def default_parameters(project: Project) -> dict[str, Parameters]:
 
 def changed_parameters(project: Project, names: Sequence[str]) -> list[str]:
     """A line for each parameter whose value in the notebook's cell is not that of params/ci.yml, which counts."""
-    lines, defaults = [], default_parameters(project)
-    for name in names:
-        cell = parameter_defaults(project, name)
-        changed = [key for key in cell if key != "profile" and cell[key] != defaults[name][key]]
-        lines += [
-            f"{name}: {key} is {cell[key]!r} in the parameters cell; params/{DEFAULTS}.yml counts,"
-            f" {defaults[name][key]!r}" for key in changed
-        ]  # fmt: skip
-    return lines
+    cells = parameter_cells(project)
+    defaults = default_parameters(project, cells)
+    return [
+        f"{name}: {key} is {value!r} in the parameters cell; params/{DEFAULTS}.yml counts, {defaults[name][key]!r}"
+        for name in names for key, value in cells[name].items()
+        if key != "profile" and value != defaults[name][key]
+    ]  # fmt: skip
 
 
 def set_parameters(
@@ -230,6 +247,8 @@ def override(where: str, notebook: str, parameter: str, value: Any, default: Any
             key: override(where, notebook, f"{parameter}.{key}", value[key], default[key], None) for key in value
         }
         return current | set_keys
+    if default == []:
+        default = EMPTY_LISTS.get(parameter, ["text"])
     if not type_matches(value, default):
         expected = f"{type(default).__name__} like {default!r}"
         if default == SCALED:
@@ -237,6 +256,10 @@ def override(where: str, notebook: str, parameter: str, value: Any, default: Any
         raise UserError(f"{where}: {parameter} is {value!r} ({type(value).__name__}), {notebook} expects {expected}")
     if not is_nonnegative(value):
         raise UserError(f"{where}: {parameter} is {value!r}, expected 0 or more")
+    if parameter in AT_LEAST_ONE and value < 1:
+        raise UserError(f"{where}: {parameter} is {value!r}, expected 1 or more")
+    if value not in (choices := CHOICES.get(parameter, (value,))):
+        raise UserError(f"{where}: {parameter} is {value!r}, expected one of {', '.join(choices)}")
     return float(value) if isinstance(default, float) else value
 
 

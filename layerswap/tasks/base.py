@@ -1,5 +1,6 @@
 """What a benchmark is to the rest of the package: problems, prompts, and how an answer is read."""
 
+import operator
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import ClassVar
 
 from layerswap.errors import UserError
 from layerswap.tasks.extraction import Extraction, extract, identify_language
+
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}  # of solutions
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Task(ABC):
         styles: prompt styles it has.
         n_test: how many problems may be tested while settings are chosen on validation problems; None: any number, as
             the two splits share none.
+        n_validation: how many validation problems there are; None: any number.
         reads_data_folder: whether its problems lie in the folder that LAYERSWAP_DATA names.
     """
 
@@ -37,6 +41,7 @@ class Task(ABC):
     languages: tuple[str, ...]
     styles: ClassVar[tuple[str, ...]]
     n_test: int | None = None
+    n_validation: int | None = None
     reads_data_folder: bool = False
 
     @abstractmethod

@@ -16,22 +16,8 @@ from typing import Any
 from layerswap.errors import UserError, one_line
 from layerswap.files import data_folder, read_rows
 from layerswap.tasks.base import Problem, Task, check_limit
-from layerswap.tasks.extraction import HEADERS, extract, to_number
+from layerswap.tasks.extraction import HEADERS, LANGUAGES, extract, to_number
 
-# What is asked of a model in a chat, before the question: to reason, then to give the number after the header.
-INSTRUCTIONS = {
-    "bn": 'এই গণিতের সমস্যাটি ধাপে ধাপে সমাধান করো। তারপর শেষ লাইনে "{}" লিখে শুধু উত্তরের সংখ্যাটি লেখো।',
-    "de": 'Löse diese Rechenaufgabe Schritt für Schritt. Schreibe dann in die letzte Zeile "{}" und nur die Zahl.',
-    "en": 'Solve this math problem step by step. Then write "{}" and only the number on the last line.',
-    "es": 'Resuelve este problema paso a paso. Después escribe en la última línea "{}" y solo el número.',
-    "fr": "Résous ce problème étape par étape. Écris ensuite, sur la dernière ligne, « {} » et seulement le nombre.",
-    "ja": "この算数の問題を順を追って解いてください。そして最後の行に「{}」と答えの数字だけを書いてください。",
-    "ru": "Реши эту задачу шаг за шагом. Затем напиши в последней строке «{}» и только число.",
-    "sw": 'Tatua swali hili la hesabu hatua kwa hatua. Kisha andika "{}" na namba peke yake kwenye mstari wa mwisho.',
-    "te": 'ఈ గణిత సమస్యను దశలవారీగా పరిష్కరించండి. తర్వాత చివరి పంక్తిలో "{}" అని, సంఖ్యను మాత్రమే రాయండి.',
-    "th": 'แก้โจทย์คณิตศาสตร์นี้ทีละขั้นตอน แล้วเขียน "{}" และตัวเลขคำตอบเท่านั้นในบรรทัดสุดท้าย',
-    "zh": "请逐步解答这道数学题。然后在最后一行写出“{}”和答案的数字，不要写别的。",
-}
 # Sources below LAYERSWAP_DATA: MGSM as published, and its corrected translations (MGSM-Rev2, arXiv 2511.05162).
 FOLDERS = {"local": "mgsm", "rev2": "mgsm_rev2"}
 N_PROBLEMS, N_VALIDATION = 250, 50  # the validation problems are its last ones: it has no validation split
@@ -129,7 +115,7 @@ class MGSM(Task):
         self.check(problem.language, style)
         question_header, worked_header, bare_header = HEADERS[problem.language]
         if style == "chat":
-            return f"{INSTRUCTIONS[problem.language].format(bare_header.strip())}\n\n{problem.question}"
+            return f"{LANGUAGES[problem.language]['request'].format(bare_header.strip())}\n\n{problem.question}"
         header = {"native_cot": worked_header, "en_cot": HEADERS["en"][1], "direct": bare_header}[style]
         solved = [
             f"{question_header}{exemplar.question}\n"
@@ -186,14 +172,9 @@ def published_rows(source: str, language: str, split: str) -> list[dict[str, Any
 
 
 def hub_split(
-    description: str,
-    name: str,
-    configuration: str | None,
-    split: str,
-    commit: str,
-    columns: Sequence[str] = (),
+    description: str, name: str, configuration: str | None, split: str, commit: str, columns: Sequence[str] = (),
     **files: str,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """The rows of a split of a data set on the hub, as dicts of these columns (none: all).
 
     description: what the rows are, for the error. files: ``data_files`` of ``datasets.load_dataset``.

@@ -3,7 +3,6 @@
 Prompts are those of MGSM, with MGSM's published exemplars: MSVAMP has no worked answers. There is no Telugu.
 """
 
-import operator
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -12,16 +11,12 @@ from typing import Any
 
 from layerswap.errors import UserError
 from layerswap.files import data_folder, read_rows
-from layerswap.tasks.base import Problem
+from layerswap.tasks.base import OPERATIONS, Problem
+from layerswap.tasks.extraction import LANGUAGES
 from layerswap.tasks.mgsm import MGSM, hub_split, published_exemplars
 
 HUB_ID = "Mathoctopus/MSVAMP"
-LANGUAGES = {
-    "bn": "Bengali", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "ja": "Japanese",
-    "ru": "Russian", "sw": "Swahili", "th": "Thai", "zh": "Chinese",
-}  # fmt: skip  # code -> as its file is called
 N_PROBLEMS, N_VALIDATION = 1000, 200
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 class MSVAMP(MGSM):
@@ -31,7 +26,7 @@ class MSVAMP(MGSM):
     """
 
     name = "MSVAMP"
-    languages = tuple(LANGUAGES)
+    languages = tuple(code for code in LANGUAGES if code != "te")
     n_test = N_PROBLEMS - N_VALIDATION
     n_validation = N_VALIDATION
 
@@ -57,7 +52,7 @@ class MSVAMP(MGSM):
 
     def read_file(self, language: str) -> list[dict[str, Any]]:
         """The published rows of a language. UserError for a missing or malformed file."""
-        file = f"test_{LANGUAGES[language]}.json"
+        file = f"test_{LANGUAGES[language]['name']}.json"
         if self.source == "msvamp":
             path = data_folder() / "msvamp" / file
             location, rows = str(path), read_rows(path, lines=True)
