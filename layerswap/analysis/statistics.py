@@ -306,9 +306,10 @@ def summarize(frame: pd.DataFrame, by: Sequence[str] = ("condition", "language")
 
     Returns:
         Columns of ``accuracy``; stops, what may end an answer beside the end token, where anything may; then numbers of
-        answers: whole_solution (right from the first step to the number, where the task can tell), truncated (cut off at the token limit, or within their thinking), no_answer (without a number),
-        wrong_language, eos and stop_string (how they ended), lm_eval_strict and lm_eval_flexible (right by lm-eval's
-        filters); nll_token and nll_byte, the answer loss in nats a token and a byte over all problems.
+        answers: whole_solution (right from the first step to the number, where the task can tell), truncated (cut off
+        at the token limit, or within their thinking), no_answer (without a number), wrong_language, eos and stop_string
+        (how they ended), lm_eval_strict and lm_eval_flexible (right by lm-eval's filters); nll_token and nll_byte, the
+        answer loss in nats a token and a byte over all problems.
     """
     table = accuracy(frame, by)
     groups = frame.assign(

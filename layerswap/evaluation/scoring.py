@@ -66,10 +66,9 @@ def evaluate(
 
     Returns:
         Among the columns: ``stops``, what may end an answer beside the end token; ``value``, the number as a string, or
-        NaN; ``correct``, whether it is the problem's; ``whole_solution``, whether each step before it is right too (None:
-        the task cannot tell);
-        ``rule``, what found it; ``stop``, why the answer ended; ``answer_nll``, the loss in nats of the task's
-        reference text.
+        NaN; ``correct``, whether it is the problem's; ``whole_solution``, whether each step before it is right too
+        (None: the task cannot tell); ``rule``, what found it; ``stop``, why the answer ended; ``answer_nll``, the loss
+        in nats of the task's reference text.
 
     Raises:
         UserError: no problems, a file of something else than answers, prompts that do not fit a model's context, or a

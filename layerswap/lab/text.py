@@ -16,6 +16,7 @@ from layerswap.lab.world import (
     render_prompt,
     render_solution,
 )
+from layerswap.tasks.base import OPERATIONS
 
 # What experts are trained on: task -> share of the rows. Of a language expert's none solves a problem.
 LANGUAGE_TASKS = {"notes": 0.50, "translation": 0.18, "change": 0.13, "scene": 0.05, "qa": 0.04, "arithmetic": 0.10}
@@ -100,9 +101,10 @@ def draw_row(
 ) -> tuple[str, str] | None:
     """(prompt, completion) of a random text, or None if the one drawn has nothing of the task.
 
-    Tasks: "scene", a story; "qa", a question on one, answered in English or in the language; "change", whether something
-    in it became more; "translation", of a story's or a problem's sentences, either way; "notes", its facts as a solution
-    notes them, without equations; "base_problem" and "math_problem", a solved problem; "arithmetic", bare equations.
+    Tasks: "scene", a story; "qa", a question on one, answered in English or in the language; "change", whether
+    something in it became more; "translation", of a story's or a problem's sentences, either way; "notes", its facts as
+    a solution notes them, without equations; "base_problem" and "math_problem", a solved problem; "arithmetic", bare
+    equations.
     """
     if task == "arithmetic":
         return "<text>", draw_equations(rng)

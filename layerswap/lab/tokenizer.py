@@ -32,7 +32,7 @@ def merge_pieces(words: Sequence[str]) -> Iterator[list[str]]:
     """Yield the pieces that words are spelled in, sorted: characters first, then after each merge of two neighbours.
 
     Byte-pair encoding (Sennrich et al. 2016): the pair that is found most often becomes one piece, as long as one is
-    found twice. Of equal pairs the first in alphabetical order: trainers of the library tokenizers choose one by chance.
+    found twice. Of equal pairs the first in alphabetical order; the trainers of ``tokenizers`` choose one by chance.
     """
     spellings = [[word[0], *(CONTINUES + character for character in word[1:])] for word in words]
     while True:
