@@ -30,7 +30,7 @@ CATEGORY = {
 }  # fmt: skip
 LEXICON = ("names", "objects", "boxes", "places", "things", "gain", "lose")  # sections with words to draw from
 # Kinds of problems that the base model meets: of one step, and one of two, without which it never goes on after a step.
-BASE_KINDS = ("gain", "lose", "boxes", "more", "fewer", "both", "change_both")
+BASE_KINDS = ("gain", "lose", "boxes", "more", "fewer", "both", "change_both", "boxes_both", "compare_both")
 MATH_KINDS = ("change_change", "boxes_change", "compare_change")  # of two steps; only mathematics SFT teaches them
 LARGEST_NUMBER = 24  # numbers are 2-12, those of a change 2-6; products reach 18, and 6 may be added
 GRAMMAR_FORMS = ("counter", "how")  # forms of an entry that are words of grammar
@@ -147,13 +147,17 @@ def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = MATH_K
                 ("both", pair),
                 [(2, signs[0], b), (3, "+", c)],
             ),
+            "boxes_both": ([*boxes, ("have", others | {"n": c})], ("both", pair), [(2, "*", b), (3, "+", c)]),
+            "compare_both": ([have, compared], ("both", pair), [(2, compare_sign, b), (2, "+", a)]),
         }
         facts, question, operations = problems[kind]
         numbers, steps = [a], []
         for n_facts, sign, operand in operations:
             numbers.append(OPERATIONS[sign](numbers[-1], operand))
             steps.append((n_facts, f"{numbers[-2]} {sign} {operand} = {numbers[-1]}"))
-        if min(numbers) <= 0 or (kind == "change_change" and first_verb == second_verb):
+        if not 0 < min(numbers) <= max(numbers) <= LARGEST_NUMBER or (
+            kind == "change_change" and first_verb == second_verb
+        ):
             continue
         if rng.random() < 0.2:
             facts = [("went", {"name": name, "place": rng.choice(words["places"])}), *facts]
