@@ -4,6 +4,7 @@ PROFILE   ?= lab
 PYTHON    ?= python3
 # Sections are named NN_name and have an entry "layerswap" in their metadata; other notebooks are somebody's drafts.
 NOTEBOOKS := $(shell grep -lE '"layerswap": *\{' notebooks/*.ipynb | sed -nE 's|^notebooks/([0-9]{2}_[A-Za-z0-9_]+)\.ipynb$$|\1|p')
+ON_REQUEST := $(patsubst notebooks/%.ipynb,%,$(shell grep -lE '"on_request": *true' notebooks/*.ipynb))
 RUN       := -m layerswap.run
 # An active conda environment in which layerswap is installed (environment.yml) is used as it is; else .venv is made.
 CONDA     := $(if $(CONDA_PREFIX),$(shell ls -d "$$CONDA_PREFIX"/lib/python3.*/site-packages/layerswap-*.dist-info 2>/dev/null))
@@ -19,7 +20,7 @@ export GOMP_SPINCOUNT ?= 10000
 .PHONY: all cost plan check test lab notebooks base lock clean help conda moved $(NOTEBOOKS)
 .DEFAULT_GOAL := help
 
-all: $(NOTEBOOKS)  ## run what changed of the notebooks into figures/$(PROFILE) (PROFILE=lab), and write its findings
+all: $(filter-out $(ON_REQUEST),$(NOTEBOOKS))  ## run what changed of the notebooks into figures/$(PROFILE) (PROFILE=lab), and write its findings
 	@$(PY) $(RUN) report --profile "$$PROFILE"
 $(filter-out 01_experts,$(NOTEBOOKS)): 01_experts
 $(NOTEBOOKS): $(READY)

@@ -174,7 +174,8 @@ def test_the_published_operators():
 def test_error_classes_in_their_order():
     lab, problems = LabTask(), LabTask().problems("sw", "test", 50)
     known_words, new_word = (
-        next(problem for problem in problems if lab.has_unknown_word(problem) == is_so) for is_so in (False, True)
+        next(problem for problem in problems if (lab.count_unknown_words(problem) > 0) == is_so)
+        for is_so in (False, True)
     )
     cures = [{"correct": False}, {"stop": "eos"}, {"value": "5"}, {"wrong_language": False}, {"text": "2 + 3 = 5"}]
     answer, classes = dict(FAULTS), []
@@ -232,9 +233,9 @@ def test_unknown_words_are_those_held_out(language):
         expected.setdefault(repr((facts, question)), (number, is_new))
     assert [number for number, _ in expected.values()] == [problem.number for problem in problems]
     has_new = [is_new for _, is_new in expected.values()]
-    assert [world.has_unknown(problem.question, language) for problem in problems] == has_new
-    assert [lab.has_unknown_word(problem) for problem in problems] == has_new
-    assert not any(MGSM("local").has_unknown_word(problem) for problem in problems)
+    assert [world.count_unknown_words(problem.question, language) > 0 for problem in problems] == has_new
+    assert [lab.count_unknown_words(problem) > 0 for problem in problems] == has_new
+    assert not any(MGSM("local").count_unknown_words(problem) for problem in problems)
     assert (0 < sum(has_new) < 200) if language in TARGETS else not any(has_new)
 
 
@@ -254,8 +255,8 @@ class TwoLanguages(LabTask):
         solutions = ["1 + 1 = 2"] * 4 + ["1 + 1 = 2 . 2 * 2 = 4", None]
         return {problem.id: solutions[int(problem.id)] for problem in problems}
 
-    def has_unknown_word(self, problem):
-        return problem.language == "te"
+    def count_unknown_words(self, problem):
+        return int(problem.language == "te")
 
 
 PROBLEMS = {(language, str(i)): Problem(str(i), language, f"<{language} {i}>?", None, i)

@@ -1,4 +1,5 @@
 from .comparisons import Claim as Claim, Comparison as Comparison, Fact as Fact, against as against
+from .doses import dose_table as dose_table
 from .error_analysis import (
     ERROR_CLASSES as ERROR_CLASSES,
     accuracy_by_steps as accuracy_by_steps,
@@ -18,6 +19,7 @@ from .plots import (
     caption as caption,
     correlation_heatmap as correlation_heatmap,
     difference_plot as difference_plot,
+    dose_panels as dose_panels,
     error_bars as error_bars,
     forest_plot as forest_plot,
     interval_plot as interval_plot,
@@ -48,6 +50,7 @@ from .statistics import (
     best_pair as best_pair,
     check_complete as check_complete,
     compare as compare,
+    compare_measures as compare_measures,
     contrast as contrast,
     crossed_random_effects as crossed_random_effects,
     mean_interval as mean_interval,

@@ -122,7 +122,7 @@ def classify(answer: Any, problem: Problem, operators: str | None, task: Task) -
         ("no answer", answer.value is None or answer.value != answer.value),
         ("wrong language", answer.wrong_language),
         ("arithmetic", not all(map(is_true, in_answer))),
-        ("unknown word", task.has_unknown_word(problem)),
+        ("unknown word", task.count_unknown_words(problem)),
         ("wrong operation", operators and used and sorted(used) != sorted(operators)),
     ):
         if is_so:
@@ -147,7 +147,7 @@ def classify_answers(frame: pd.DataFrame, problems: Mapping[tuple[str, str], Pro
         task, [problem for (language, _), problem in problems.items() if language == first_language]
     )
     steps = {
-        (language, id): steps_label(operators[id], task.has_unknown_word(problem))
+        (language, id): steps_label(operators[id], task.count_unknown_words(problem))
         for (language, id), problem in problems.items()
     }
     keys = list(zip(frame.language, frame.id, strict=True))
@@ -158,10 +158,10 @@ def classify_answers(frame: pd.DataFrame, problems: Mapping[tuple[str, str], Pro
     return frame.assign(error_class=error_classes, steps=[steps[key] for key in keys])
 
 
-def steps_label(operators: str | None, has_unknown_word: bool | None) -> str:
+def steps_label(operators: str | None, n_unknown_words: int | None) -> str:
     """The group of a problem in ``accuracy_by_steps``."""
     steps = f"steps: {len(operators)}" if operators else "steps unknown"
-    return steps + {None: "", True: ", new word", False: ", known"}[has_unknown_word]
+    return steps if n_unknown_words is None else f"{steps}, {'new word' if n_unknown_words else 'known'}"
 
 
 def count_errors(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:

@@ -301,6 +301,41 @@ def layer_panels(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -> Figure:
+    """Differences in exact match by dose: a row of panels for each kind of dose, a column for each language.
+
+    Args:
+        table: of ``statistics.compare``, with columns ``dose`` (what is varied), ``amount`` (how much of it, in order)
+            and ``line`` (what is compared).
+        colours: line -> colour.
+        n_pairs: pairs of experts.
+
+    Returns:
+        The figure.
+    """
+    languages, doses = (list(dict.fromkeys(table[column])) for column in ("language", "dose"))
+    size = (2.1 * len(languages) + 1.6, 1.6 * len(doses) + 0.8)
+    figure, axes = plt.subplots(len(doses), len(languages), figsize=size, sharey=True, squeeze=False)
+    for (i, j), axis in np.ndenumerate(axes):
+        panel = table[(table.dose == doses[i]) & (table.language == languages[j])]
+        amounts = list(dict.fromkeys(panel.amount))
+        for k, (line, colour) in enumerate(colours.items()):
+            rows = panel[panel.line == line].set_index("amount").reindex(amounts)
+            positions = np.arange(len(amounts)) + 0.12 * (k - (len(colours) - 1) / 2)
+            axis.errorbar(positions, rows.difference, yerr=distances(rows, "difference"), fmt="o-", ms=4, lw=1,
+                          color=colour, label=line)  # fmt: skip
+        axis.axhline(0, color="0.4", lw=0.8)
+        n = panel.groupby("amount", sort=False).n.max()
+        labels = [f"{amount}\nn = {n[amount]}" for amount in amounts]
+        axis.set_xticks(range(len(amounts)), labels)
+        axis.set_title("" if i else LANGUAGE_NAMES.get(languages[j], languages[j]))
+        axis.set_xlabel(doses[i])
+    axes[0, -1].legend(**BESIDE)
+    pairs = "1 pair" if n_pairs == 1 else f"{n_pairs} pairs"
+    figure.supylabel(f"exact match, difference ({pairs} of experts, 95 % interval)", fontsize=8)
+    return figure
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 

@@ -164,6 +164,16 @@ def compare(
     return correct_holm(table)
 
 
+def compare_measures(frame: pd.DataFrame, contrasts: Mapping[str, Mapping[str, float]]) -> dict[str, pd.DataFrame]:
+    """``compare`` in each measure of an answer that the results have: name -> table.
+
+    Exact match; whether the whole solution is right, where the task can tell; the loss of the gold answer.
+    """
+    measures = {"exact match": "correct", "whole solution": "whole_solution", "answer loss, nats a token": "loss"}
+    return {measure: compare(frame, contrasts, column) for measure, column in measures.items()
+            if frame[column].notna().all()}  # fmt: skip
+
+
 def reference_of(name: str, weights: Mapping[str, float]) -> str:
     """The condition that ``name`` is compared with, or "" unless the contrast is ``name`` minus one condition."""
     reference = next((condition for condition in weights if condition != name), "")

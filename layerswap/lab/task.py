@@ -58,9 +58,9 @@ class LabTask(Task):
         """Whether an answer is the worked answer word by word: its facts, equations and number have one wording."""
         return text.split() == (problem.answer or "").split()
 
-    def has_unknown_word(self, problem: Problem) -> bool | None:
-        """Whether the question has a word that the base model never met in its language."""
-        return world.has_unknown(problem.question, problem.language)
+    def count_unknown_words(self, problem: Problem) -> int:
+        """How many words of the question the base model has never met in its language, each counted once."""
+        return world.count_unknown_words(problem.question, problem.language)
 
     def training_rows(
         self, expert: str, n: int, seed: int | str, held_out: bool = False

@@ -259,9 +259,9 @@ def own_words(language: str) -> set[str]:
     return words_of(language).difference(*(words_of(other) for other in LANGUAGES if other != language))
 
 
-def has_unknown(question: str, language: str) -> bool:
-    """Whether a problem's text has a word that the base model has never met in the language."""
-    return any(f" {form} " in f" {question} " for form in unknown_words(language))
+def count_unknown_words(question: str, language: str) -> int:
+    """How many words of a text the base model has never met in the language, each counted once."""
+    return len(unknown_words(language) & set(question.split()))
 
 
 def render_solution(language: str, problem: DrawnProblem) -> str:

@@ -4,6 +4,7 @@ from .experiments import (
     Experiment as Experiment,
     candidates as candidates,
     condition as condition,
+    dose_response as dose_response,
     ends as ends,
     first_answers as first_answers,
     methods as methods,
@@ -11,6 +12,7 @@ from .experiments import (
     single_layers as single_layers,
     starting_point as starting_point,
     transition_zone as transition_zone,
+    transplants as transplants,
     width_map as width_map,
 )
 from .held_out import held_out_differences as held_out_differences

@@ -32,7 +32,7 @@ from layerswap.merging.plans import (
     soup,
     uniform,
 )
-from layerswap.merging.task_vectors import TaskVectors
+from layerswap.merging.task_vectors import MergePlan, TaskVectors
 from layerswap.run.profiles import Parameters
 
 SEARCH_POPULATION = 8  # plans a generation of the search
@@ -44,17 +44,21 @@ BEATS_EXPERTS = Fact("merged models beat the experts (A)", (DISAGREES, "not show
 BEATS_MERGES = Fact("merged models beat other merges (A)", (DISAGREES, "not shown", AGREES))
 
 
+Role = str | TaskVectors
+
+
 @dataclass(frozen=True)
 class Condition:
     """What is scored: a plan, applied to the models of two roles.
 
-    roles: what stands for the plan's math and for its language expert, as ``experts.expert_for_role`` names them.
+    roles: what stands for the plan's math and for its language expert: as ``experts.expert_for_role`` names them, or
+        task vectors of the two experts, whose merge it is.
     group: of METHOD_COLOURS.
     """
 
     name: str
-    plan: Plan | TaskVectors
-    roles: tuple[str, str] = ("math", "language")
+    plan: MergePlan
+    roles: tuple[Role, Role] = ("math", "language")
     group: str = "other swap"
 
 
@@ -92,9 +96,7 @@ class Experiment:
         return {name: dict(weights) for name, weights in comparison.contrasts.items()}
 
 
-def condition(
-    plan: Plan | TaskVectors, group: str = "other swap", roles: tuple[str, str] = ("math", "language")
-) -> Condition:
+def condition(plan: MergePlan, group: str = "other swap", roles: tuple[Role, Role] = ("math", "language")) -> Condition:
     """A condition that is called like its plan."""
     return Condition(plan.name, plan, roles, group)
 
@@ -306,7 +308,7 @@ def methods(
         *([frozen] if "frozen" in baselines else []),
         condition(reverted, "other training", ("math", "base")),
         condition(soup(n_layers), "other merge"),
-        condition(TaskVectors("task arithmetic", "task arithmetic"), "other merge"),
+        condition(TaskVectors("task arithmetic at 1", "task arithmetic"), "other merge"),
         condition(TaskVectors("TIES", "ties", density=ties_density), "other merge"),
         condition(swap, "layer swap"),
         condition(removed, "transition removed"),
@@ -341,9 +343,75 @@ def methods(
 
 
 METHODS_CLAIMED = (
-    "base", "language expert", "joint SFT", "freeze in training", "revert after training", "soup", "task arithmetic",
-    "TIES", "layer swap", "transition removed", "only bottom", "widths chosen", "searched weights",
+    "base", "language expert", "joint SFT", "freeze in training", "revert after training", "soup",
+    "task arithmetic at 1", "TIES", "layer swap", "transition removed", "only bottom", "widths chosen", "searched weights",
 )  # fmt: skip
+
+
+# --- 6: where layer swapping can help ---------------------------------------------------------------------------------
+
+SUM = TaskVectors("math + language vector", "task arithmetic")  # the math expert with all that the language one learned
+
+
+def dose_response(
+    n_layers: int, widths: dict[str, int], weight: float, non_layer_weight: float, scales: Sequence[float]
+) -> Experiment:
+    """The dosed methods with the experts as they are, and with experts whose task vectors are multiplied by ``scales``.
+
+    "language x 0.5" is the language expert at half of its distance from the base; "both x 0.5" are both experts so.
+    """
+    methods = dosed_methods(n_layers, widths, weight, non_layer_weight)
+    scaled = [
+        replace(method, name=f"{method.name}, {what} x {scale:g}", roles=roles)
+        for scale in scales
+        for what, roles in scaled_roles(scale).items()
+        for method in methods
+        if what == "both" or method.name != "math expert"  # which has nothing of the language expert
+    ]
+    contrasts: dict[str, dict[str, float]] = {}
+    for dose in ("", *(f", {what} x {scale:g}" for scale in scales for what in ("language", "both"))):
+        math = "math expert" + (dose if "both" in dose else "")
+        for method, reference in (("layer swap", math), ("soup", math), ("layer swap", "soup")):
+            other = reference if reference == math else f"soup{dose}"
+            contrasts[f"{method} - {reference.partition(',')[0]}{dose}"] = {f"{method}{dose}": 1.0, other: -1.0}
+    comparison = Comparison("dose_response", contrasts)
+    return Experiment("06_dose_response", "n_problems", (*methods, *scaled), (comparison,))
+
+
+def scaled_roles(scale: float) -> dict[str, tuple[Role, Role]]:
+    """What is multiplied -> the two models that a plan is applied to."""
+    math = TaskVectors(f"math x {scale:g}", "task arithmetic", scale, 0.0)
+    language = TaskVectors(f"language x {scale:g}", "task arithmetic", 0.0, scale)
+    return {"language": ("math", language), "both": (math, language)}
+
+
+def dosed_methods(n_layers: int, widths: dict[str, int], weight: float, non_layer_weight: float) -> list[Condition]:
+    """What is scored at every dose: the math expert, its soup with the language expert, and the layer swap."""
+    swap = layer_swap(n_layers, **widths, weight=weight, non_layer_weight=non_layer_weight, name="layer swap")
+    return [
+        experts_alone(n_layers)[1],
+        condition(soup(n_layers), "other merge"),
+        condition(swap, "layer swap"),
+    ]
+
+
+def transplants(n_layers: int, depths: Sequence[int]) -> Experiment:
+    """The language expert's task vector added to the math expert in some layers only.
+
+    In one layer, or in the non-layer parameters; or in these and in as many layers as each of ``depths``, counted from
+    the bottom or from the top. All of it is task arithmetic at scale 1, and so are the conditions' plans on two models:
+    the math expert, and the sum.
+    """
+    math_expert = experts_alone(n_layers)[1]
+    plans = [selected_layers(n_layers, [layer], 0.0, f"layer {layer}") for layer in range(n_layers)]
+    plans.append(selected_layers(n_layers, [], 1.0, "non-layer"))
+    inner = [depth for depth in depths if 0 < depth < n_layers]
+    plans += [selected_layers(n_layers, range(depth), 1.0, f"{depth} bottom") for depth in inner]
+    plans += [selected_layers(n_layers, range(n_layers - depth, n_layers), 1.0, f"{depth} top") for depth in inner]
+    plans.append(uniform(n_layers, 1.0, "all"))
+    conditions = (math_expert, *(condition(plan, "other merge", ("math", SUM)) for plan in plans))
+    comparison = Comparison("transplants", against(math_expert.name, [plan.name for plan in plans]))
+    return Experiment("06_dose_response", "n_problems", conditions, (comparison,))
 
 
 # --- a whole profile --------------------------------------------------------------------------------------------------

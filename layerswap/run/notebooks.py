@@ -201,13 +201,13 @@ def with_needs(project: Project, names: Sequence[str]) -> list[str]:
 
 
 def run_profile(project: Project, profile: str, names: Sequence[str] = ()) -> list[str]:
-    """Run the notebooks (all, or those named and what they need) whose fingerprint changed; returns those that ran.
+    """Run the notebooks (those named and what they need, or all but those on request) whose fingerprint changed.
 
-    UserError for bad parameters before anything runs, and for a notebook that fails or does not write what it declares;
-    then the notebook stays as build/<profile>/<name>.failed.ipynb.
+    Returns those that ran. UserError for bad parameters before anything runs, and for a notebook that fails or does not
+    write what it declares; then the notebook stays as build/<profile>/<name>.failed.ipynb.
     """
     parameters, ran = load_profile(project, profile), []
-    names = names or project.notebook_names()
+    names = names or [name for name in project.notebook_names() if not metadata(project, name).get("on_request")]
     needed = with_needs(project, names)
     project.check_outputs(profile)
     for line in changed_parameters(project, names):

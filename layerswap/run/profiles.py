@@ -98,13 +98,13 @@ def read_notebook(project: Project, name: str) -> dict[str, Any]:
     return read_json(project.notebook(name))
 
 
-def metadata(project: Project, name: str) -> dict[str, list[str]]:
+def metadata(project: Project, name: str) -> dict[str, Any]:
     """{"needs", "figures", "artifacts"} of a notebook: notebooks, figures, files in build/<profile>.
 
-    UserError if its metadata does not say.
+    "on_request", where it is true, keeps the notebook out of `make all`. UserError if its metadata does not say.
     """
     declared = read_notebook(project, name)["metadata"].get("layerswap", {})
-    if set(declared) != {"needs", "figures", "artifacts"}:
+    if set(declared) - {"on_request"} != {"needs", "figures", "artifacts"}:
         raise UserError(f"{name}: the notebook's metadata has no layerswap entry with needs, figures and artifacts")
     return declared
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from layerswap.analysis.statistics import check_complete
 from layerswap.checkpoints.architecture import parse_config
 from layerswap.checkpoints.loading import load_model, load_tokenizer
-from layerswap.checkpoints.model_files import FileStates, check_unchanged, file_states, tokenizer_digest
+from layerswap.checkpoints.model_files import FileStates, check_unchanged, file_states, model_digest, tokenizer_digest
 from layerswap.checkpoints.tokenizer import has_chat_template
 from layerswap.errors import UserError
 from layerswap.evaluation.answers import AnswerCache
@@ -29,7 +29,9 @@ from layerswap.experts.index import (
 )
 from layerswap.files import BUILD, json_digest, results_name
 from layerswap.merging.in_memory import ExpertPair
-from layerswap.run.experiments import Condition
+from layerswap.merging.manifest import merge_key
+from layerswap.merging.on_disk import merge
+from layerswap.run.experiments import Condition, Role
 from layerswap.run.profiles import find_task
 from layerswap.tasks.base import Problem, Task
 
@@ -41,7 +43,8 @@ N_SOLUTIONS = 8  # worked solutions whose loss is measured, as many as MGSM publ
 class ProfileScores:
     """Scores conditions with a profile's experts: the parameters that all notebooks share.
 
-    pairs: of experts, "MxL", as in ``experts.seed_pairs``. dtype: of the models that are evaluated.
+    pairs: of experts, "MxL", as in ``experts.seed_pairs``. dtype: of the models that are evaluated. experts: None means
+    those that 01_experts left.
     """
 
     profile: str
@@ -53,11 +56,12 @@ class ProfileScores:
     pairs: str = "1x1"
     device: str = "cpu"
     dtype: str = "float32"
+    experts: ExpertIndex | None = None
 
     @cached_property
     def index(self) -> ExpertIndex:
-        """The profile's experts."""
-        return load_index(self.profile)
+        """The models whose merges are scored."""
+        return self.experts or load_index(self.profile)
 
     @cached_property
     def task(self) -> Task:
@@ -154,15 +158,27 @@ class ProfileScores:
 
         So no more than two models, and what is mixed of them, are held at a time.
         """
-        by_roles: dict[tuple[str, str], list[Condition]] = {}
+        by_roles: dict[tuple[Role, Role], list[Condition]] = {}
         for condition in conditions:
             by_roles.setdefault(condition.roles, []).append(condition)
         for roles in sorted(by_roles, key=lambda roles: roles != ("math", "language")):
             served = by_roles[roles]
             needs_base = any("base" in condition.plan.roles for condition in served)
-            math, other = (expert_for_role(self.index, role, language, math_seed, language_seed) for role in roles)
+            math, other = (self.model_for_role(role, language, math_seed, language_seed) for role in roles)
             base, dtype = self.index.base if needs_base else None, getattr(torch, self.dtype)
             yield ExpertPair(math, other, base, device=self.device, dtype=dtype), served
+
+    def model_for_role(self, role: Role, language: str, math_seed: int, language_seed: int) -> Path:
+        """The folder of the model that plays a role; that of task vectors is merged once, below build/<profile>."""
+        if isinstance(role, str):
+            return expert_for_role(self.index, role, language, math_seed, language_seed)
+        experts = [expert_for_role(self.index, name, language, math_seed, language_seed)
+                   for name in ("math", "language")]  # fmt: skip
+        digests = dict(zip(role.roles, map(model_digest, [*experts, self.index.base]), strict=True))
+        folder = BUILD / results_name(self.profile) / "task_vectors" / merge_key(digests, role, "file")[:16]
+        if not folder.exists():
+            merge(*experts, role, folder, base=self.index.base)
+        return folder
 
     def solution_losses(self, conditions: Sequence[Condition]) -> pd.DataFrame:
         """Loss (nats a token) of the benchmark's published worked solutions (the lab: eight training problems).

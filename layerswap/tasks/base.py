@@ -92,8 +92,8 @@ class Task(ABC):
         """Problem id -> a solution with its calculations as equations, None where none is known."""
         return {problem.id: problem.answer for problem in problems}
 
-    def has_unknown_word(self, problem: Problem) -> bool | None:
-        """Whether the question has a word that the base model never met; None: not known."""
+    def count_unknown_words(self, problem: Problem) -> int | None:
+        """How many words of the question the base model has never met; None: not known."""
         return None
 
     def training_rows(
