@@ -56,8 +56,8 @@ lab: $(READY)  ## open the notebooks in JupyterLab, with the whole project besid
 notebooks: $(READY)  ## execute the notebooks in place with their defaults and clean them
 	$(PY) $(RUN) refresh
 
-base: $(READY)  ## train the lab's base checkpoint anew (remove layerswap/lab/data/base first)
-	$(PY) -m layerswap.lab.pretrain
+base: $(READY)  ## train the lab's base anew (remove layerswap/lab/data/base first); SEED=1: another, to build/lab-base-1
+	$(PY) -m layerswap.lab.pretrain $(if $(SEED),--seed "$(SEED)")
 
 lock: $(READY)  ## write requirements.lock from what the environment holds
 	$(PY) -m pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+cpu/\1/' > requirements.lock

@@ -1,13 +1,16 @@
 """``make base``: train the lab's base checkpoint from nothing, seeded, with its settings beside it.
 
-The only training outside TRL: a language model of 1.7 M parameters on a generated stream of packed samples.
+The only training outside TRL: a language model of 0.7 M parameters on a generated stream of text. ``make base SEED=1``
+trains another one to build/lab-base-1, with other rows and other first weights.
 """
 
+import argparse
 import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from layerswap.checkpoints.safetensors import weights_digest
 from layerswap.errors import UserError
-from layerswap.files import atomic_file, atomic_folder
+from layerswap.files import BUILD, atomic_file, atomic_folder
 from layerswap.lab.text import text_rows
 from layerswap.lab.tokenizer import build_tokenizer
 from layerswap.lab.world import BASE, BASE_LANGUAGES
 from layerswap.processor import has_fast_bfloat16
 
 SETTINGS: dict[str, Any] = {
-    "threads": 2,
+    "threads": 1,
     "seed": 0,
     "tokens": 2048,  # a step, about: rows of similar length share a step
     "prompt_weight": 0.2,  # of the loss of a prompt's tokens
@@ -34,7 +37,7 @@ SETTINGS: dict[str, Any] = {
         "num_attention_heads": 4,
         "initializer_range": 0.1,
     },  # a token that is told from others late must not have become like them
-    "steps": 1500,
+    "steps": 3600,
     "warmup": 40,
     "decay": 0.4,  # the last share of the steps, over which the rates fall
     "muon": 4e-3,
@@ -43,7 +46,7 @@ SETTINGS: dict[str, Any] = {
     "english_tasks": {"arithmetic": 0.33, "base_problem": 0.17, "scene": 0.14, "qa": 0.18, "notes": 0.18},
     "target_tasks": {"base_problem": 0.07, "scene": 0.14, "qa": 0.19, "translation": 0.37, "notes": 0.23},
     "code_switched": 0.4,  # of the targets' texts: a third of the words is English
-    "crossed": 0.4,  # of the targets' notes and problems: from English into the language or back
+    "crossed": 0.5,  # of the targets' notes and problems: from English into the language or back
 }
 
 
@@ -171,25 +174,38 @@ def train(model: LlamaForCausalLM, settings: dict[str, Any], report: Callable[[s
             report(f"step {step} of {steps}: loss {loss.item():.3f}, {n_tokens} tokens, {seconds:.0f} s")
 
 
-def make_base() -> None:
-    """Train the lab's base model and write it to ``world.BASE``.
+def make_base(folder: Path = BASE, settings: dict[str, Any] = SETTINGS) -> None:
+    """Train a base model of the lab and write it to a folder.
 
-    On one machine and one version of torch the weights are the same bit for bit; training.json beside them holds the
-    settings, torch's version and the digest of the weights.
+    On one kind of processor and one version of torch the weights are the same bit for bit; training.json beside them
+    holds the settings, torch's version and the digest of the weights.
 
     Raises:
-        UserError: a checkpoint is there already; it is never replaced.
+        UserError: the folder is there already; a checkpoint is never replaced.
     """
-    if BASE.exists():
-        raise UserError(f"{BASE.name}: the base checkpoint exists; remove the folder to train it anew")
-    model = new_model(SETTINGS)
-    train(model, SETTINGS)
-    with atomic_folder(BASE) as folder:
-        model.to(torch.bfloat16).save_pretrained(folder)
-        build_tokenizer().save_pretrained(folder)
-        with atomic_file(folder / "training.json") as file:
-            json.dump(SETTINGS | {"torch": torch.__version__, "digest": weights_digest(folder)}, file, indent=1)
+    if folder.exists():
+        raise UserError(f"{folder.name}: the base checkpoint exists; remove the folder to train it anew")
+    model = new_model(settings)
+    train(model, settings)
+    with atomic_folder(folder) as written:
+        model.to(torch.bfloat16).save_pretrained(written)
+        build_tokenizer().save_pretrained(written)
+        with atomic_file(written / "training.json") as file:
+            json.dump(settings | {"torch": torch.__version__, "digest": weights_digest(written)}, file, indent=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the shipped base, or with ``--seed`` another one, which goes to build/lab-base-<seed>."""
+    parser = argparse.ArgumentParser(
+        prog="python -m layerswap.lab.pretrain", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--seed", type=int, help="of the rows and the first weights (default: the shipped base's)")
+    seed = parser.parse_args(arguments).seed
+    if seed is None:
+        make_base()
+    else:
+        make_base(BUILD / f"lab-base-{seed}", SETTINGS | {"seed": seed})
 
 
 if __name__ == "__main__":
-    make_base()
+    main()
