@@ -344,7 +344,8 @@ def methods(
 
 METHODS_CLAIMED = (
     "base", "language expert", "joint SFT", "freeze in training", "revert after training", "soup",
-    "task arithmetic at 1", "TIES", "layer swap", "transition removed", "only bottom", "widths chosen", "searched weights",
+    "task arithmetic at 1", "TIES", "layer swap", "transition removed", "only bottom", "widths chosen",
+    "searched weights",
 )  # fmt: skip
 
 
