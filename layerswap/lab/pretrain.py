@@ -43,8 +43,22 @@ SETTINGS: dict[str, Any] = {
     "muon": 4e-3,
     "adamw": 2.5e-3,
     "english": 0.3,  # share of the rows; the four targets have the rest
-    "english_tasks": {"arithmetic": 0.33, "base_problem": 0.17, "scene": 0.14, "qa": 0.18, "notes": 0.18},
-    "target_tasks": {"base_problem": 0.07, "scene": 0.14, "qa": 0.19, "translation": 0.37, "notes": 0.23},
+    "english_tasks": {
+        "arithmetic": 0.33,
+        "base_problem": 0.13,
+        "nonce_problem": 0.05,
+        "scene": 0.13,
+        "qa": 0.18,
+        "notes": 0.18,
+    },
+    "target_tasks": {
+        "base_problem": 0.09,
+        "nonce_problem": 0.05,
+        "scene": 0.12,
+        "qa": 0.17,
+        "translation": 0.34,
+        "notes": 0.23,
+    },
     "code_switched": 0.4,  # of the targets' texts: a third of the words is English
     "crossed": 0.5,  # of the targets' notes and problems: from English into the language or back
 }

@@ -15,11 +15,13 @@ from layerswap.lab.world import (
     render_note,
     render_prompt,
     render_solution,
+    sign_of,
 )
 from layerswap.tasks.base import OPERATIONS
 
 # What experts are trained on: task -> share of the rows. Of a language expert's none solves a problem.
 LANGUAGE_TASKS = {"notes": 0.50, "translation": 0.18, "change": 0.13, "scene": 0.05, "qa": 0.04, "arithmetic": 0.10}
+CHANGES = ("gain", "lose", "change_both")  # those of BASE_KINDS in which something changes
 MATH_TASKS = {"math_problem": 0.75, "base_problem": 0.25}
 
 
@@ -103,13 +105,14 @@ def draw_row(
 
     Tasks: "scene", a story; "qa", a question on one, answered in English or in the language; "change", whether
     something in it became more; "translation", of a story's or a problem's sentences, either way; "notes", its facts as
-    a solution notes them, without equations; "base_problem" and "math_problem", a solved problem; "arithmetic", bare
-    equations.
+    a solution notes them, without equations; "base_problem" and "math_problem", a solved problem; "nonce_problem", one
+    whose verb is a noun, so that its equation can only follow the note; "arithmetic", bare equations.
     """
     if task == "arithmetic":
         return "<text>", draw_equations(rng)
     source, target = language, language
-    is_about_facts = task in ("notes", "base_problem", "math_problem")
+    is_problem = task in ("base_problem", "nonce_problem", "math_problem")
+    is_about_facts = is_problem or task == "notes"
     if task == "translation" or (is_about_facts and rng.random() < crossed):
         source, target = rng.choice((("en", language), (language, "en")))
     is_switched = rng.random() < code_switched and source == language and task != "translation"
@@ -117,8 +120,11 @@ def draw_row(
     def tell(sentences: Sequence[Sentence]) -> str:
         return " ".join(render(source, *sentence, rng if is_switched else None, 1 / 3) for sentence in sentences)
 
-    if task in ("base_problem", "math_problem"):
-        problem = draw_from_split(rng, words, "train", BASE_KINDS if task == "base_problem" else MATH_KINDS)
+    if is_problem:
+        kinds = {"base_problem": BASE_KINDS, "nonce_problem": CHANGES, "math_problem": MATH_KINDS}[task]
+        problem = draw_from_split(rng, words, "train", kinds)
+        if task == "nonce_problem":
+            problem = problem._replace(facts=[with_nonce_verb(rng, words, fact) for fact in problem.facts])
         return render_prompt(tell([*problem.facts, problem.question]), target), render_solution(target, problem)
     facts, questions = draw_story(rng, words)
     if task in ("notes", "translation") and rng.random() < 0.5:
@@ -139,6 +145,14 @@ def draw_row(
     question, answer = rng.choice(questions)
     reply_language = rng.choice(("en", language))
     return f"<ask> {tell([*facts, question])} <{reply_language}>", render(reply_language, *answer)
+
+
+def with_nonce_verb(rng: random.Random, words: Words, fact: Sentence) -> Sentence:
+    """The fact with a noun in its verb's place."""
+    template, slots = fact
+    if "verb" not in slots:
+        return fact
+    return template, slots | {"verb": f"{rng.choice(words['things'])} {sign_of('en', slots['verb'])}"}
 
 
 def draw_equations(rng: random.Random) -> str:

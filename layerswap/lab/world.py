@@ -68,7 +68,10 @@ def load_language(language: str) -> dict[str, Any]:
             concept: Entry(forms if isinstance(forms, dict) else {"word": forms})
             for concept, forms in data[category].items()
         }
-    data["verb"] = data["gain"] | data["lose"]
+    # A noun in a verb's place: nobody can know its sign but from a note.
+    nonce = {f"{concept} {sign}": Entry(entry, base=entry["word"])
+             for concept, entry in data["things"].items() for sign in "+-"}  # fmt: skip
+    data["verb"] = data["gain"] | data["lose"] | nonce
     answers = {f"a_{name}": template for name, template in data["answers"].items()}
     notes = {f"n_{name}": template for name, template in data["notes"].items()}
     data["templates"] = data["sentences"] | data["questions"] | answers | notes
@@ -93,8 +96,14 @@ def render(
         if switch_rng and switch_rng.random() < switch_rate:
             texts[slot] = Entry(texts[slot], word=load_language("en")[CATEGORY[slot]][value]["word"])
     if "verb" in slots:  # a note marks a change by its sign, the same in every language
-        texts["sign"] = "+" if slots["verb"] in load_language(language)["gain"] else "-"
+        texts["sign"] = sign_of(language, slots["verb"])
     return load_language(language)["templates"][template].format(**texts)
+
+
+def sign_of(language: str, verb: str) -> str:
+    """Whether a verb says that something became more ("+") or less ("-")."""
+    data = load_language(language)
+    return "+" if verb in data["gain"] else "-" if verb in data["lose"] else verb[-1]
 
 
 def concepts(language: str, all_words: bool) -> dict[str, list[str]]:
