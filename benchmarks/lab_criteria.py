@@ -48,8 +48,8 @@ def answers(folder: Path, problems: Sequence[Problem], condition: str) -> pd.Dat
     return frame.assign(math_seed=0, language_seed=0)
 
 
-def share(criterion: str, language: str, seed: int | str, frame: pd.DataFrame, column: str = "correct") -> Row:
-    """A share of answers with Wilson's interval."""
+def proportion(criterion: str, language: str, seed: int | str, frame: pd.DataFrame, column: str = "correct") -> Row:
+    """A proportion of answers with Wilson's interval."""
     k, n = int(frame[column].sum()), len(frame)
     low, high = proportion_confint(k, n, method="wilson") if n else (0.0, 1.0)
     return {"criterion": criterion, "language": language, "seed": seed, "value": k / max(n, 1), "low": low,
@@ -69,8 +69,8 @@ def difference(criterion: str, language: str, seed: int, model: pd.DataFrame, re
 def losses(model: torch.nn.Module, folder: Path, rows: Sequence[dict[str, str]], condition: str,
            language: str) -> pd.DataFrame:  # fmt: skip
     """A model's loss of each row, nats a token."""
-    measured = nll(model, load_tokenizer(folder), [r["prompt"] for r in rows], [r["completion"] for r in rows])
-    values = [loss.nats / loss.n_tokens for loss in measured]
+    nats = nll(model, load_tokenizer(folder), [r["prompt"] for r in rows], [r["completion"] for r in rows])
+    values = [loss.nats / loss.n_tokens for loss in nats]
     return pd.DataFrame({"condition": condition, "language": language, "id": range(len(rows)), "loss": values,
                          "math_seed": 0, "language_seed": 0})  # fmt: skip
 
@@ -84,10 +84,10 @@ def has_new_verb(problem: Problem) -> bool:
 def of_base(base: Path, languages: Sequence[str], split: str, n: int) -> Iterator[Row]:
     """(b) what the base solves of the tested kinds, and of those it has met; (g) the likeness of words it never met."""
     for language in ["en", *languages]:
-        row = share("b math kinds, base", language, "-", answers(base, make_problems(language, split, n), "base"))
+        row = proportion("b math kinds, base", language, "-", answers(base, make_problems(language, split, n), "base"))
         yield row | {"met": row["value"] <= 0.5}
         met = answers(base, make_problems(language, split, n, kinds=BASE_KINDS), "base")
-        yield share("b met kinds, base", language, "-", met) | {"met": True}
+        yield proportion("b met kinds, base", language, "-", met) | {"met": True}
     model, tokenizer = load_model(base, torch.float32), load_tokenizer(base)
     embeddings = model.get_input_embeddings().weight.detach()  # [vocabulary, hidden]
     for language in languages:
@@ -111,10 +111,12 @@ def of_math_expert(index: ExpertIndex, at: int, languages: Sequence[str], split:
         math, base = answers(folder, problems, "math expert"), answers(index.base, problems, "base")
         row = difference("c math kinds, math expert - base", language, seed, math, base)
         yield row | {"met": row["value"] >= (0.3 if language == "en" else 0.1)}
-        row = share("c math kinds, math expert", language, seed, math)
+        row = proportion("c math kinds, math expert", language, seed, math)
         yield row | {"met": language == "en" or row["value"] <= 0.75}
-        yield share("  whole solution, math expert", language, seed, math, "whole_solution") | {"met": True}
-        row = share("  language asked, math expert", language, seed, math.assign(asked=~math.wrong_language), "asked")
+        yield proportion("  whole solution, math expert", language, seed, math, "whole_solution") | {"met": True}
+        row = proportion(
+            "  language asked, math expert", language, seed, math.assign(asked=~math.wrong_language), "asked"
+        )
         yield row | {"met": language != "en" or row["value"] >= 0.98}
 
 
@@ -129,7 +131,7 @@ def of_language_expert(index: ExpertIndex, at: int, language: str, split: str, n
     yield row | {"met": row["high"] < 0}
     changes = [p for p in make_problems(language, split, 3 * n, kinds=("gain", "lose")) if has_new_verb(p)][:n]
     frames = [answers(index.base, changes, "base"), answers(folder, changes, "language expert")]
-    row = share("d new verb, expert", language, seed, frames[1])
+    row = proportion("d new verb, expert", language, seed, frames[1])
     yield row | {"met": row["low"] > 0.5}
     row = difference("d new verb, expert - base", language, seed, frames[1], frames[0])
     yield row | {"met": row["low"] > 0}
@@ -192,8 +194,8 @@ def main() -> None:
                           fine_tuning=fine_tuning, threads=arguments.threads)  # fmt: skip
     rows: list[Row] = []
 
-    def add(measured: Iterator[Row]) -> None:
-        for row in measured:
+    def add(new_rows: Iterator[Row]) -> None:
+        for row in new_rows:
             rows.append(row)
             interval = f" ({row['low']:+.3f}, {row['high']:+.3f})" if "low" in row else ""
             missed = "" if row["met"] else "   MISSED"

@@ -29,14 +29,14 @@ def dose_table(
     Returns:
         Rows of ``compare`` for each dose, each amount, and each language that has at least two problems of it.
     """
-    plain = {name: weights for name, weights in contrasts.items() if "," not in name}
+    unscaled = {name: weights for name, weights in contrasts.items() if "," not in name}
     tables = []
     if None not in unknown_words:
-        counts = pd.Series(unknown_words, frame.index).clip(upper=MOST_WORDS)
-        for (count, _), part in frame.groupby([counts, "language"]):
-            if part.id.nunique() > 1:
+        n_words = pd.Series(unknown_words, frame.index).clip(upper=MOST_WORDS)
+        for (count, _), answers in frame.groupby([n_words, "language"]):
+            if answers.id.nunique() > 1:
                 amount = f"{count}" if count < MOST_WORDS else f"{MOST_WORDS} or more"
-                tables.append(compare(part, plain, pooled=False).assign(dose="words never met", amount=amount))
+                tables.append(compare(answers, unscaled, pooled=False).assign(dose="words never met", amount=amount))
     table = compare(frame, contrasts, pooled=False)
     table[["what", "scale"]] = table.condition.str.extract(r", (\w+) x ([\d.]+)$")
     for what, dose in SCALED.items():

@@ -169,8 +169,8 @@ def compare_measures(frame: pd.DataFrame, contrasts: Mapping[str, Mapping[str, f
 
     Exact match; whether the whole solution is right, where the task can tell; the loss of the gold answer.
     """
-    measures = {"exact match": "correct", "whole solution": "whole_solution", "answer loss, nats a token": "loss"}
-    return {measure: compare(frame, contrasts, column) for measure, column in measures.items()
+    columns = {"exact match": "correct", "whole solution": "whole_solution", "answer loss, nats a token": "loss"}
+    return {measure: compare(frame, contrasts, column) for measure, column in columns.items()
             if frame[column].notna().all()}  # fmt: skip
 
 

@@ -64,26 +64,26 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def training_rows(settings: dict[str, Any], block: int) -> list[dict[str, str]]:
+def base_rows(settings: dict[str, Any], block: int) -> list[dict[str, str]]:
     """About 2000 shuffled rows of the base's text; words that are held out never occur."""
     rng, rows = random.Random(f"rows-{settings['seed']}-{block}"), []
     targets = [language for language in BASE_LANGUAGES if language != "en"]
     for language in ["en", *targets]:
-        share = settings["english"] if language == "en" else (1 - settings["english"]) / len(targets)
+        fraction = settings["english"] if language == "en" else (1 - settings["english"]) / len(targets)
         tasks = settings["english_tasks" if language == "en" else "target_tasks"]
-        switched, crossed = (0.0, 0.0) if language == "en" else (settings["code_switched"], settings["crossed"])
+        switch_rate, cross_rate = (0.0, 0.0) if language == "en" else (settings["code_switched"], settings["crossed"])
         rows += text_rows(
-            language, round(2000 * share), f"base-{settings['seed']}-{block}", False, tasks, switched, crossed
+            language, round(2000 * fraction), f"base-{settings['seed']}-{block}", False, tasks, switch_rate, cross_rate
         )
     rng.shuffle(rows)
     return rows
 
 
-def training_batches(settings: dict[str, Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def base_batches(settings: dict[str, Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches (token ids, weight of each token's loss), int64 and float32 [rows, length], padded with 0."""
     tokenizer = build_tokenizer()
     for block in itertools.count(1):
-        rows, rng = training_rows(settings, block), random.Random(f"batches-{settings['seed']}-{block}")
+        rows, rng = base_rows(settings, block), random.Random(f"batches-{settings['seed']}-{block}")
         prompts = tokenizer([row["prompt"] for row in rows]).input_ids
         completions = tokenizer([f"{row['completion']} <eos>" for row in rows]).input_ids
         samples = sorted(zip(prompts, completions, strict=True), key=lambda sample: len(sample[0]) + len(sample[1]))
@@ -153,7 +153,7 @@ def new_model(settings: dict[str, Any]) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train(model: LlamaForCausalLM, settings: dict[str, Any], report: Callable[[str], None] = print) -> None:
+def train_base(model: LlamaForCausalLM, settings: dict[str, Any], report: Callable[[str], None] = print) -> None:
     """Train the model: Muon for the layers' matrices (about half of AdamW's steps), AdamW for embeddings and norms.
 
     In bfloat16 (autocast) where the processor is fast at it, else in float32.
@@ -164,7 +164,7 @@ def train(model: LlamaForCausalLM, settings: dict[str, Any], report: Callable[[s
         Muon(inner, settings["muon"], weight_decay=0.01),
         torch.optim.AdamW(outer, settings["adamw"], betas=(0.9, 0.98), weight_decay=0.01),
     ]
-    batches, started, steps, n_tokens = training_batches(settings), time.monotonic(), settings["steps"], 0
+    batches, started, steps, n_tokens = base_batches(settings), time.monotonic(), settings["steps"], 0
     n_falling = settings["decay"] * steps
     for step in range(steps):
         tokens, weights = next(batches)  # [rows, length]
@@ -200,7 +200,7 @@ def make_base(folder: Path = BASE, settings: dict[str, Any] = SETTINGS) -> None:
     if folder.exists():
         raise UserError(f"{folder.name}: the base checkpoint exists; remove the folder to train it anew")
     model = new_model(settings)
-    train(model, settings)
+    train_base(model, settings)
     with atomic_folder(folder) as written:
         model.to(torch.bfloat16).save_pretrained(written)
         build_tokenizer().save_pretrained(written)

@@ -51,8 +51,8 @@ class LabTask(Task):
 
     def answer_language(self, text: str) -> str | None:
         """The language that most of an answer's words belong to, of those words that one language alone has."""
-        counts = {language: len(world.own_words(language) & set(text.split())) for language in world.LANGUAGES}
-        return max(counts, key=counts.__getitem__) if any(counts.values()) else None
+        n_own_words = {language: len(world.own_words(language) & set(text.split())) for language in world.LANGUAGES}
+        return max(n_own_words, key=n_own_words.__getitem__) if any(n_own_words.values()) else None
 
     def is_whole_solution(self, problem: Problem, text: str) -> bool:
         """Whether an answer is the worked answer word by word: its facts, equations and number have one wording."""

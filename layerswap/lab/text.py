@@ -68,7 +68,7 @@ def draw_story(rng: random.Random, words: Words) -> tuple[list[Sentence], list[t
 
 def text_rows(
     language: str, n: int, seed: int | str, all_words: bool = True,
-    tasks: Mapping[str, float] | None = None, code_switched: float = 0.0, crossed: float = 0.3,
+    tasks: Mapping[str, float] | None = None, code_switched: float = 0.0, cross_rate: float = 0.3,
 ) -> list[dict[str, str]]:  # fmt: skip
     """Rows of text in a language.
 
@@ -79,7 +79,7 @@ def text_rows(
         all_words: False leaves out the words that are held out from the base model.
         tasks: task -> weight, of those of ``draw_row``; None: ``LANGUAGE_TASKS``.
         code_switched: share of the texts in which a third of the words is English.
-        crossed: share of the notes and solved problems that go from English into the language or back.
+        cross_rate: share of the notes and solved problems that go from English into the language or back.
 
     Returns:
         Rows {"prompt", "completion"}.
@@ -92,14 +92,14 @@ def text_rows(
     rows: list[dict[str, str]] = []
     while len(rows) < n:
         task = rng.choices(list(tasks), list(tasks.values()))[0]
-        row = draw_row(rng, language, words, task, code_switched, crossed)
+        row = draw_row(rng, language, words, task, code_switched, cross_rate)
         if row:
             rows.append({"prompt": row[0], "completion": f" {row[1]}"})
     return rows
 
 
 def draw_row(
-    rng: random.Random, language: str, words: Words, task: str, code_switched: float, crossed: float
+    rng: random.Random, language: str, words: Words, task: str, code_switched: float, cross_rate: float
 ) -> tuple[str, str] | None:
     """(prompt, completion) of a random text, or None if the one drawn has nothing of the task.
 
@@ -113,7 +113,7 @@ def draw_row(
     source, target = language, language
     is_problem = task in ("base_problem", "nonce_problem", "math_problem")
     is_about_facts = is_problem or task == "notes"
-    if task == "translation" or (is_about_facts and rng.random() < crossed):
+    if task == "translation" or (is_about_facts and rng.random() < cross_rate):
         source, target = rng.choice((("en", language), (language, "en")))
     is_switched = rng.random() < code_switched and source == language and task != "translation"
 
@@ -160,7 +160,8 @@ def draw_equations(rng: random.Random) -> str:
 
     In half of the cases an equation goes on from the last result where it can, as in a problem of two steps.
     """
-    equations, is_chained, result = [], rng.random() < 0.5, 0
+    equations: list[str] = []
+    is_chained, result = rng.random() < 0.5, 0
     for sign in rng.choices("+-*", (3, 3, 1), k=3):
         b = rng.randint(2, 6)
         a = {"+": rng.randint(2, 18), "-": rng.randint(b + 1, LARGEST_NUMBER), "*": rng.randint(2, 3)}[sign]

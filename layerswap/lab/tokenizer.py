@@ -57,17 +57,17 @@ def learn_pieces(language: str) -> list[str]:
     Raises:
         UserError: a held-out word has a character that no known word has in such a place.
     """
-    known, held_out = lexicon_words(language, met=True), lexicon_words(language, met=False)
+    met_words, held_out = lexicon_words(language, met=True), lexicon_words(language, met=False)
     best: list[str] = []
-    for pieces in merge_pieces(known):
+    for pieces in merge_pieces(met_words):
         tokenizer = word_piece_tokenizer([UNKNOWN, *pieces])
-        seen = {piece for encoding in tokenizer.encode_batch(known) for piece in encoding.tokens}
+        known_pieces = {piece for encoding in tokenizer.encode_batch(met_words) for piece in encoding.tokens}
         encodings = tokenizer.encode_batch(held_out)
         unspelled = [
-            word for word, encoding in zip(held_out, encodings, strict=True) if not set(encoding.tokens) <= seen
+            word for word, encoding in zip(held_out, encodings, strict=True) if not set(encoding.tokens) <= known_pieces
         ]
-        if not unspelled and UNKNOWN not in seen:
-            best = sorted(seen)
+        if not unspelled and UNKNOWN not in known_pieces:
+            best = sorted(known_pieces)
         elif not best:
             raise UserError(f"{language}.yml: {unspelled[0]!r} has a character where no word known to the base has it")
     return best

@@ -121,12 +121,12 @@ def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = MATH_K
     while True:
         name, other = rng.sample(words["names"], 2)
         obj, box = rng.choice(words["objects"]), rng.choice(words["boxes"])
-        kind = rng.choice(kinds)
-        signs = [{"gain": "+", "lose": "-"}.get(kind, rng.choice("+-")), rng.choice("+-")]
-        first_verb, second_verb = (rng.choice(words["gain" if sign == "+" else "lose"]) for sign in signs)
-        in_boxes = kind.startswith("boxes")
+        problem_kind = rng.choice(kinds)
+        change_signs = [{"gain": "+", "lose": "-"}.get(problem_kind, rng.choice("+-")), rng.choice("+-")]
+        first_verb, second_verb = (rng.choice(words["gain" if sign == "+" else "lose"]) for sign in change_signs)
+        in_boxes = problem_kind.startswith("boxes")
         a, b, c = rng.randint(2, 3 if in_boxes else 12), rng.randint(2, 6), rng.randint(2, 6)
-        compare = kind if kind in ("more", "fewer") else rng.choice(("more", "fewer"))
+        compare = problem_kind if problem_kind in ("more", "fewer") else rng.choice(("more", "fewer"))
         compare_sign = "+" if compare == "more" else "-"
         own, others, pair = (
             {"name": name, "obj": obj},
@@ -144,28 +144,28 @@ def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = MATH_K
             "more": ([have, compared], ("how", pair), [(2, "+", b)]),
             "fewer": ([have, compared], ("how", pair), [(2, "-", b)]),
             "both": ([have, other_has], ("both", pair), [(2, "+", b)]),
-            "change_change": ([have, change, second], ("now", own), [(2, signs[0], b), (3, signs[1], c)]),
-            "boxes_change": ([*boxes, second], ("now", own), [(2, "*", b), (3, signs[1], c)]),
+            "change_change": ([have, change, second], ("now", own), [(2, change_signs[0], b), (3, change_signs[1], c)]),
+            "boxes_change": ([*boxes, second], ("now", own), [(2, "*", b), (3, change_signs[1], c)]),
             "compare_change": (
                 [have, compared, others_change],
                 ("how", pair),
-                [(2, compare_sign, b), (3, signs[1], c)],
+                [(2, compare_sign, b), (3, change_signs[1], c)],
             ),
             "change_both": (
                 [have, change, ("have", others | {"n": c})],
                 ("both", pair),
-                [(2, signs[0], b), (3, "+", c)],
+                [(2, change_signs[0], b), (3, "+", c)],
             ),
             "boxes_both": ([*boxes, ("have", others | {"n": c})], ("both", pair), [(2, "*", b), (3, "+", c)]),
             "compare_both": ([have, compared], ("both", pair), [(2, compare_sign, b), (2, "+", a)]),
         }
-        facts, question, operations = problems[kind]
+        facts, question, operations = problems[problem_kind]
         numbers, steps = [a], []
         for n_facts, sign, operand in operations:
             numbers.append(OPERATIONS[sign](numbers[-1], operand))
             steps.append((n_facts, f"{numbers[-2]} {sign} {operand} = {numbers[-1]}"))
         if not 0 < min(numbers) <= max(numbers) <= LARGEST_NUMBER or (
-            kind == "change_change" and first_verb == second_verb
+            problem_kind == "change_change" and first_verb == second_verb
         ):
             continue
         if rng.random() < 0.2:
@@ -209,14 +209,14 @@ def make_problems(language: str, split: str, n: int, seed: int = 0, kinds: Seque
     rng, keys = random.Random(f"{split}-{seed}"), set()
     problems: list[Problem] = []
     while len(problems) < n:
-        drawn = draw_from_split(rng, concepts("en", True), split, kinds)
-        key = repr((drawn.facts, drawn.question))
+        drawn_problem = draw_from_split(rng, concepts("en", True), split, kinds)
+        key = repr((drawn_problem.facts, drawn_problem.question))
         if key in keys:
             continue
         keys.add(key)
-        text = " ".join(render(language, *sentence) for sentence in [*drawn.facts, drawn.question])
-        solution = render_solution(language, drawn)
-        problems.append(Problem(f"{split}-{len(problems):04d}", language, text, solution, drawn.number))
+        text = " ".join(render(language, *sentence) for sentence in [*drawn_problem.facts, drawn_problem.question])
+        solution = render_solution(language, drawn_problem)
+        problems.append(Problem(f"{split}-{len(problems):04d}", language, text, solution, drawn_problem.number))
     return problems
 
 
@@ -280,11 +280,11 @@ def render_solution(language: str, problem: DrawnProblem) -> str:
     possible.
     """
     counting = [fact for fact in problem.facts if fact[0] != "went"]
-    parts = []
+    sentences = []
     for i, fact in enumerate(counting, 1):
-        parts.append(render_note(language, fact))
-        parts += [f"{equation} ." for n_facts, equation in problem.steps if n_facts == i]
-    return " ".join([*parts, f"#### {problem.number}"])
+        sentences.append(render_note(language, fact))
+        sentences += [f"{equation} ." for n_facts, equation in problem.steps if n_facts == i]
+    return " ".join([*sentences, f"#### {problem.number}"])
 
 
 def render_note(language: str, fact: Sentence) -> str:

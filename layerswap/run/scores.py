@@ -172,12 +172,13 @@ class ProfileScores:
         """The folder of the model that plays a role; that of task vectors is merged once, below build/<profile>."""
         if isinstance(role, str):
             return expert_for_role(self.index, role, language, math_seed, language_seed)
-        experts = [expert_for_role(self.index, name, language, math_seed, language_seed)
-                   for name in ("math", "language")]  # fmt: skip
-        digests = dict(zip(role.roles, map(model_digest, [*experts, self.index.base]), strict=True))
+        math, other = (
+            expert_for_role(self.index, name, language, math_seed, language_seed) for name in ("math", "language")
+        )
+        digests = dict(zip(role.roles, map(model_digest, (math, other, self.index.base)), strict=True))
         folder = BUILD / results_name(self.profile) / "task_vectors" / merge_key(digests, role, "file")[:16]
         if not folder.exists():
-            merge(*experts, role, folder, base=self.index.base)
+            merge(math, other, role, folder, base=self.index.base)
         return folder
 
     def solution_losses(self, conditions: Sequence[Condition]) -> pd.DataFrame:
