@@ -56,6 +56,27 @@ def test_every_profile_has_all_ten_experiments(profile):
     assert notebooks[7:] in (["05_mgsm"], ["05_mgsm"] * 2)
 
 
+def test_doses_compare_models_of_one_dose():
+    """No contrast mixes two doses, but that the math expert has nothing of the language expert to be scaled."""
+    experiment = experiments.dose_response(8, scaled_widths(8), 0.5, 0.5, [0.5, 2])
+    names = set(experiment.names)
+    for name, weights in experiment.contrasts("dose_response").items():
+        dose = name.partition(", ")[2]
+        assert weights.keys() <= names and sum(weights.values()) == 0
+        for condition in weights:
+            assert condition.partition(", ")[2] == ("" if condition == "math expert" else dose), name
+            assert condition != "math expert" or "both" not in dose
+    assert len(names) == 3 + 2 * (2 + 3) and len(experiment.contrasts("dose_response")) == 3 * 5
+
+
+def test_transplants_take_nothing_of_the_math_expert_away():
+    experiment = experiments.transplants(8, [0, 3, 8])
+    maps = {condition.name: condition.plan.layer_map() for condition in experiment.conditions[1:]}
+    assert maps["layer 2"] == "MMLMMMMM" and maps["3 bottom"] == "LLLMMMMM" and maps["3 top"] == "MMMMMLLL"
+    assert maps["all"] == "LLLLLLLL" and len(maps) == 8 + 1 + 2 + 1
+    assert {condition.roles for condition in experiment.conditions[1:]} == {("math", experiments.SUM)}
+
+
 def test_the_transition_zone_of_a_small_model():
     widths = scaled_widths(8)
     ablation, sweep = experiments.transition_zone(8, widths, [1, 2], [0.25], 0.5, 0.5)

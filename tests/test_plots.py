@@ -140,6 +140,16 @@ def test_a_sweep_of_one_line_and_of_several():
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["bottom", "top"]
 
 
+def test_doses():
+    tables = [differences(["a", "b"], ["sw", "te"], line=["a", "a", "b", "b"], amount=amount, dose=dose, n=20)
+              for dose in ("words", "both") for amount in ("0", "1")]  # fmt: skip
+    figure = plots.dose_panels(pd.concat(tables), {"a": "k", "b": "r"}, 9)
+    assert [axis.get_xlabel() for axis in figure.axes] == ["words", "words", "both", "both"]
+    assert points(figure.axes[0]) == [(-0.06, 0.0), (0.94, 0.0), (0.06, 0.2), (1.06, 0.2)]
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0\nn = 20", "1\nn = 20"]
+    assert figure.get_supylabel() == "exact match, difference (9 pairs of experts, 95 % interval)"
+
+
 def test_layers_one_by_one():
     table = pd.concat([differences(["0", "7", "non-layer"], ["sw", "te"], measure=measure)
                        for measure in ("exact match", "answer loss")])  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from layerswap.errors import UserError
-from layerswap.files import ROOT
+from layerswap.files import ROOT, read_json
 from layerswap.run import profiles
 from layerswap.run.__main__ import main
 from layerswap.run.notebooks import refresh, run_profile
@@ -424,6 +424,15 @@ def test_a_notebook_that_is_added_runs_after_what_it_needs(project):
     assert run_profile(project, "small", ["03_third"]) == ["01_first", "02_second", "03_third"]
     write_profile(project, all={"width": 5})
     assert run_profile(project, "small", ["03_third"]) == ["01_first", "02_second"]
+
+
+def test_a_notebook_on_request_runs_only_when_it_is_named(project):
+    write_notebook(project, "03_third", 'profile = "draft"  # run', "x = 1", needs=["01_first"])
+    notebook = read_json(project.notebook("03_third"))
+    notebook["metadata"]["layerswap"]["on_request"] = True
+    project.notebook("03_third").write_text(json.dumps(notebook))
+    assert run_profile(project, "small") == ["01_first", "02_second"]
+    assert run_profile(project, "small", ["03_third"]) == ["03_third"]
 
 
 def test_models_that_were_removed_are_made_again(project):

@@ -16,6 +16,7 @@ from layerswap.experts import index as index_module
 from layerswap.experts.index import ExpertIndex, save_index
 from layerswap.lab.task import LabTask
 from layerswap.merging.in_memory import ExpertPair
+from layerswap.merging.on_disk import merge
 from layerswap.merging.plans import Plan, uniform
 from layerswap.merging.task_vectors import TaskVectors
 from layerswap.run import scores as scores_module
@@ -23,6 +24,7 @@ from layerswap.run.experiments import Condition, experts_alone
 from layerswap.run.scores import ProfileScores, held_out_losses
 
 TASK = LabTask()
+HALF = TaskVectors("language x 0.5", "task arithmetic", 0.0, 0.5)
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_each_language_is_scored_with_its_own_pair(index):
         assert list(rows.text) == texts(expected), (condition, language)
 
 
-def test_every_condition_takes_the_models_of_its_roles(larger_index):
+def test_every_condition_takes_the_models_of_its_roles(larger_index, tmp_path):
     """Whatever it is called: every condition of every pair answers as its two models do, merged or alone."""
     swap, whole = Plan("swap", (1.0, 0.0, 0.0, 1.0), 0.0), uniform(4, 0.0, "whole")
     conditions = [
@@ -91,10 +93,11 @@ def test_every_condition_takes_the_models_of_its_roles(larger_index):
         Condition("c", whole, ("base", "base")),
         Condition("d", swap, ("math", "base")),
         Condition("TIES", TaskVectors("TIES", "ties", density=0.5)),
+        Condition("e", swap, ("math", HALF)),
     ]
     frame = scorer(["sw"], pairs="2x2").score(conditions, 3)
     assert list(dict.fromkeys(frame.condition)) == [condition.name for condition in conditions], "in their order"
-    assert len(frame) == 6 * 4 * 3
+    assert len(frame) == 7 * 4 * 3
     for (name, math_seed, language_seed), rows in frame.groupby(["condition", "math_seed", "language_seed"]):
         i, j = larger_index.seeds.index(math_seed), larger_index.seeds.index(language_seed)
         experts, frozen, base = larger_index.experts, larger_index.frozen, larger_index.base
@@ -104,7 +107,11 @@ def test_every_condition_takes_the_models_of_its_roles(larger_index):
         elif name == "c":
             model = AutoModelForCausalLM.from_pretrained(base)
         else:
-            folders = {"b": (frozen["math"][i], frozen["sw"][j]), "d": (pair[0], base)}.get(name, pair)
+            half = tmp_path / f"half-{i}-{j}"
+            if name == "e":
+                merge(*pair, HALF, half, base=base)
+            others = {"b": (frozen["math"][i], frozen["sw"][j]), "d": (pair[0], base), "e": (pair[0], half)}
+            folders = others.get(name, pair)
             models = ExpertPair(*folders, base if name == "TIES" else None)
             model = models.apply(next(condition.plan for condition in conditions if condition.name == name))
         expected = generate(model, word_tokenizer(), prompts_of("sw", 3), 4)

@@ -10,7 +10,7 @@ import statsmodels.formula.api as smf
 from scipy.stats import binomtest, t, ttest_1samp
 from statsmodels.stats.anova import anova_lm
 
-from layerswap.analysis import statistics
+from layerswap.analysis import doses, statistics
 from layerswap.errors import UserError
 
 
@@ -49,6 +49,38 @@ def test_two_families_after_holm():
         order = family.sort_values("p")
         steps = np.maximum.accumulate(order.p * np.arange(len(order), 0, -1)).clip(upper=1)
         assert list(order.p_holm) == pytest.approx(list(steps))
+
+
+def test_measures_are_those_that_the_results_have():
+    data = frame({("a", "sw"): [1, 1, 0, 1], ("b", "sw"): [1, 0, 0, 0]}).assign(loss=[1.0, 2, 3, 4, 2, 3, 4, 5])
+    contrasts = {"a": {"a": 1, "b": -1}}
+    for whole, measures in (
+        ([1, 0, 0, 1, 0, 0, 0, 0], ["exact match", "whole solution", "answer loss, nats a token"]),
+        ([None] * 8, ["exact match", "answer loss, nats a token"]),
+    ):
+        tables = statistics.compare_measures(data.assign(whole_solution=whole), contrasts)
+        assert list(tables) == measures
+        assert [table.difference[0] for table in tables.values()] == [0.5, *[0.5] * (len(tables) - 2), -1.0]
+
+
+def test_differences_by_dose():
+    """Six problems in two languages, whose number of unknown words differs; a method with experts of half the way."""
+    contrasts = {"a - b": {"a": 1.0, "b": -1.0}, "a - b, both x 0.5": {"a, both x 0.5": 1.0, "b": -1.0}}
+    answers = {"a": [1, 1, 1, 0, 0, 0], "b": [0, 1, 1, 0, 1, 1], "a, both x 0.5": [1] * 6}
+    data = frame({(name, code): row for code in ("sw", "te") for name, row in answers.items()})
+    n_words = {"sw": [0, 0, 1, 1, 5, 4], "te": [0, 0, 0, 0, 0, 0]}
+    unknown_words = [n_words[language][i] for language, i in zip(data.language, data.id, strict=True)]
+    table = doses.dose_table(data, contrasts, unknown_words).set_index(["dose", "amount", "language"])
+    assert set(table.line) == {"a - b"}
+    words, both = (table.loc[dose] for dose in ("words never met", "both experts' task vectors"))
+    assert words.difference.to_dict() == {
+        ("0", "sw"): 0.5, ("0", "te"): pytest.approx(-1 / 6), ("1", "sw"): 0.0, ("3 or more", "sw"): -1.0
+    }  # fmt: skip
+    assert both.difference.to_dict() == {
+        ("× 0.5", "sw"): pytest.approx(1 / 3), ("× 0.5", "te"): pytest.approx(1 / 3),
+        ("× 1", "sw"): pytest.approx(-1 / 6), ("× 1", "te"): pytest.approx(-1 / 6),
+    }  # fmt: skip
+    assert "words never met" not in doses.dose_table(data, contrasts, [None] * len(data)).dose.tolist()
 
 
 def test_contrasts_of_a_figure_are_one_family():
