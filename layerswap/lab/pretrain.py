@@ -44,19 +44,19 @@ SETTINGS: dict[str, Any] = {
     "adamw": 2.5e-3,
     "english": 0.3,  # share of the rows; the four targets have the rest
     "english_tasks": {
-        "arithmetic": 0.33,
-        "base_problem": 0.13,
+        "arithmetic": 0.30,
+        "base_problem": 0.16,
         "nonce_problem": 0.05,
         "scene": 0.13,
         "qa": 0.18,
         "notes": 0.18,
     },
     "target_tasks": {
-        "base_problem": 0.09,
+        "base_problem": 0.12,
         "nonce_problem": 0.05,
         "scene": 0.12,
-        "qa": 0.17,
-        "translation": 0.34,
+        "qa": 0.16,
+        "translation": 0.32,
         "notes": 0.23,
     },
     "code_switched": 0.4,  # of the targets' texts: a third of the words is English

@@ -122,7 +122,8 @@ def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = MATH_K
         name, other = rng.sample(words["names"], 2)
         obj, box = rng.choice(words["objects"]), rng.choice(words["boxes"])
         problem_kind = rng.choice(kinds)
-        change_signs = [{"gain": "+", "lose": "-"}.get(problem_kind, rng.choice("+-")), rng.choice("+-")]
+        # The last change is more often a loss: whoever only adds up the numbers is right in a minority of problems.
+        change_signs = [{"gain": "+", "lose": "-"}.get(problem_kind, rng.choice("+-")), rng.choice("+---")]
         first_verb, second_verb = (rng.choice(words["gain" if sign == "+" else "lose"]) for sign in change_signs)
         in_boxes = problem_kind.startswith("boxes")
         a, b, c = rng.randint(2, 3 if in_boxes else 12), rng.randint(2, 6), rng.randint(2, 6)
