@@ -5,7 +5,8 @@
 
 Experts are those of params/lab.yml (``fine_tuning``); they are trained on the base and kept below build/criteria.
 Nothing here merges two experts, so that a recipe can be chosen by it without a look at what swapping does. The table
-has a row a criterion, language and seed: value with its 95 % interval, n, and whether the criterion is met.
+has a row a criterion, language and seed: value with its 95 % interval, n, and whether the criterion is met. It is
+written as csv and as Markdown.
 """
 
 import argparse
@@ -172,6 +173,25 @@ def of_distance(index: ExpertIndex, at: int, name: str, n: int) -> Iterator[Row]
            "value": rise, "n": n, "met": rise <= 0}  # fmt: skip
 
 
+def card(table: pd.DataFrame) -> str:
+    """The table as Markdown: a row for each criterion and seed, a column for each language; what is missed is bold."""
+    languages = list(dict.fromkeys(table.language))
+    lines = ["| criterion | seed | " + " | ".join(languages) + " |", "| --- | --- |" + " --- |" * len(languages)]
+    for (criterion, seed), rows in table.groupby(["criterion", "seed"], sort=False):
+        cells = {row.language: card_cell(row) for row in rows.itertuples()}
+        lines.append(f"| {criterion} | {seed} | " + " | ".join(cells.get(code, "") for code in languages) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def card_cell(row: Any) -> str:
+    """A value with its interval and n; shares and their differences in per cent."""
+    factor, digits = (1, 3) if row.criterion[0] in "fg" or "loss" in row.criterion else (100, 0)
+    text = f"{factor * row.value:.{digits}f}"
+    if pd.notna(row.low):
+        text += f" ({factor * row.low:.{digits}f} to {factor * row.high:.{digits}f}; n {row.n})"
+    return text if row.met else f"**{text}**"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=BASE)
@@ -210,7 +230,9 @@ def main() -> None:
         for language in languages:
             add(of_language_expert(index, at, language, split, n))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(arguments.out, index=False)
+    table = pd.DataFrame(rows)
+    table.to_csv(arguments.out, index=False)
+    arguments.out.with_suffix(".md").write_text(card(table), encoding="utf-8")
 
 
 CACHE = Path("build/criteria")
