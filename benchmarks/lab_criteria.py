@@ -26,6 +26,7 @@ from layerswap.evaluation.scoring import ScoredModel, evaluate
 from layerswap.experts.index import ExpertIndex
 from layerswap.experts.jobs import plan_jobs, train_experts
 from layerswap.experts.weight_change import weight_change
+from layerswap.files import ROOT, file_digest, json_digest
 from layerswap.lab.task import LabTask, render_question
 from layerswap.lab.text import text_rows
 from layerswap.lab.world import BASE, BASE_KINDS, MATH_KINDS, load_language, make_problems, unknown_words
@@ -173,10 +174,18 @@ def of_distance(index: ExpertIndex, at: int, name: str, n: int) -> Iterator[Row]
            "value": rise, "n": n, "met": rise <= 0}  # fmt: skip
 
 
-def card(table: pd.DataFrame) -> str:
+def recipe_digest(base: Path, fine_tuning: dict[str, Any]) -> str:
+    """Digest of all that experts are made from: the base's weights, the lab's code and languages, ``fine_tuning``."""
+    lab = ROOT / "layerswap" / "lab"
+    digests = {file.name: file_digest(file) for file in [*lab.glob("*.py"), *lab.glob("data/*.yml")]}
+    return json_digest([weights_digest(base), digests, fine_tuning])
+
+
+def card(table: pd.DataFrame, recipe: str) -> str:
     """The table as Markdown: a row for each criterion and seed, a column for each language; what is missed is bold."""
     languages = list(dict.fromkeys(table.language))
-    lines = ["| criterion | seed | " + " | ".join(languages) + " |", "| --- | --- |" + " --- |" * len(languages)]
+    lines = [f"Recipe {recipe}.\n"]
+    lines += ["| criterion | seed | " + " | ".join(languages) + " |", "| --- | --- |" + " --- |" * len(languages)]
     for (criterion, seed), rows in table.groupby(["criterion", "seed"], sort=False):
         cells = {row.language: card_cell(row) for row in rows.itertuples()}
         lines.append(f"| {criterion} | {seed} | " + " | ".join(cells.get(code, "") for code in languages) + " |")
@@ -202,11 +211,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-joint", action="store_true", help="leave out criterion (e)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of fine_tuning, to try another one")
+    parser.add_argument("--recipe", action="store_true", help="print the recipe's digest alone")
     parser.add_argument("--out", type=Path, default=Path("build/criteria/table.csv"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     fine_tuning = load_profile(Project(), "lab")["01_experts"]["fine_tuning"]
     fine_tuning |= {key: type(fine_tuning[key])(value) for key, value in (pair.split("=") for pair in arguments.set)}
+    recipe = recipe_digest(arguments.base, fine_tuning)
+    print(f"recipe {recipe}", flush=True)
+    if arguments.recipe:
+        return
     seeds, languages, n, split = arguments.seeds, arguments.languages, arguments.n, arguments.split
     resolved = {name: [None] * len(seeds) for name in ("math", *languages)}
     jobs = plan_jobs(TASK, resolved, seeds, fine_tuning, baselines=[] if arguments.no_joint else ["joint"])
@@ -232,7 +246,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(arguments.out, index=False)
-    arguments.out.with_suffix(".md").write_text(card(table), encoding="utf-8")
+    arguments.out.with_suffix(".md").write_text(card(table, recipe), encoding="utf-8")
 
 
 CACHE = Path("build/criteria")

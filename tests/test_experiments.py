@@ -13,12 +13,12 @@ from layerswap.run.profiles import Project, load_profile, metadata
 
 PROJECT = Project()
 PROFILES = sorted(path.stem for path in (PROJECT.root / "params").glob("*.yml"))
-DEPTH = {"smollm2": 30, "llama31-8b": 32}  # layers; of all others 8
+DEPTH = {"smollm2": 30, "llama31-8b": 32}  # layers; of all others 12
 
 
 @pytest.fixture(params=PROFILES)
 def profile(request):
-    return profile_experiments(load_profile(PROJECT, request.param), DEPTH.get(request.param, 8))
+    return profile_experiments(load_profile(PROJECT, request.param), DEPTH.get(request.param, 12))
 
 
 def test_contrasts_are_of_conditions_that_are_there(profile):

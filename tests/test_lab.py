@@ -14,7 +14,16 @@ from layerswap.checkpoints.safetensors import weights_digest
 from layerswap.errors import UserError
 from layerswap.files import ROOT
 from layerswap.lab import BASE, LabTask, make_problems, render_prompt, text_rows
-from layerswap.lab.pretrain import SETTINGS, Muon, base_batches, make_base, new_model, orthogonalize, train_base
+from layerswap.lab.pretrain import (
+    SETTINGS,
+    Muon,
+    base_batches,
+    make_base,
+    new_model,
+    orthogonalize,
+    phases,
+    train_phase,
+)
 from layerswap.lab.text import MATH_TASKS
 from layerswap.lab.tokenizer import build_tokenizer
 from layerswap.lab.world import DATA, LANGUAGES, unknown_words
@@ -61,7 +70,7 @@ def test_an_answer_is_whole_and_in_its_language_or_not(language):
 
 
 def test_batches_of_the_base_hold_no_held_out_word_and_weigh_prompts_less():
-    settings, tokenizer = SETTINGS | {"tokens": 600}, build_tokenizer()
+    settings, tokenizer = phases(SETTINGS | {"tokens": 600})[1], build_tokenizer()
     batches = [batch for batch, _ in zip(base_batches(settings), range(40), strict=False)]
     text = set()
     for tokens, weights in batches:
@@ -94,12 +103,12 @@ def test_muon_moves_every_matrix_by_its_rate():
 
 
 def test_training_the_base_is_deterministic_and_learns():
-    settings = SETTINGS | {"steps": 6, "tokens": 300, "warmup": 2, "threads": 1}
+    settings = phases(SETTINGS)[0] | {"steps": 6, "tokens": 300, "warmup": 2, "threads": 1}
     settings["model"] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     losses, weights = [], []
     for _ in range(2):
         model, reports = new_model(settings), []
-        train_base(model, settings, reports.append)
+        train_phase(model, settings, reports.append)
         losses.append([float(report.split("loss ")[1].split(",")[0]) for report in reports])
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert torch.equal(*weights) and losses[0] == losses[1] and losses[0][-1] < losses[0][0]

@@ -54,12 +54,12 @@ def test_two_families_after_holm():
 def test_measures_are_those_that_the_results_have():
     data = frame({("a", "sw"): [1, 1, 0, 1], ("b", "sw"): [1, 0, 0, 0]}).assign(loss=[1.0, 2, 3, 4, 2, 3, 4, 5])
     contrasts = {"a": {"a": 1, "b": -1}}
-    for whole, measures in (
+    for whole, names in (
         ([1, 0, 0, 1, 0, 0, 0, 0], ["exact match", "whole solution", "answer loss, nats a token"]),
         ([None] * 8, ["exact match", "answer loss, nats a token"]),
     ):
         tables = statistics.compare_measures(data.assign(whole_solution=whole), contrasts)
-        assert list(tables) == measures
+        assert list(tables) == names
         assert [table.difference[0] for table in tables.values()] == [0.5, *[0.5] * (len(tables) - 2), -1.0]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from layerswap.analysis.statistics import compare
+from layerswap.analysis.statistics import compare, correct_holm
 
 MOST_WORDS = 3  # unknown words of a question that are told apart
 SCALED = {"language": "language expert's task vector", "both": "both experts' task vectors"}
@@ -27,7 +27,8 @@ def dose_table(
             dose is left out.
 
     Returns:
-        Rows of ``compare`` for each dose, each amount, and each language that has at least two problems of it.
+        Rows of ``compare`` for each dose, each amount, and each language that has at least two problems of it; p is
+        corrected over all of them.
     """
     unscaled = {name: weights for name, weights in contrasts.items() if "," not in name}
     tables = []
@@ -44,4 +45,4 @@ def dose_table(
         rows = rows.sort_values("scale", key=lambda scale: scale.astype(float), kind="stable")
         tables.append(rows.assign(dose=dose, amount="× " + rows.scale).drop(columns=["what", "scale"]))
     table = pd.concat(tables, ignore_index=True)
-    return table.assign(line=table.condition.str.partition(",")[0])
+    return correct_holm(table.assign(line=table.condition.str.partition(",")[0]))

@@ -20,22 +20,25 @@ pooled rows of the figure; *not clear* comes with the minimum detectable effect 
 correction). *By language*: + or - where that language's difference is clear (Holm over all rows of single languages), 0
 where it is not. With one pair of experts a finding is about that pair; with several the interval generalises to unseen
 pairs. The last column sets a finding beside the papers' facts and their [labels](docs/labels.md); a finding of the lab
-is about an eight-layer model in a built-in world, not about the papers' models. The non-layer parameters (embeddings,
+is about a twelve-layer model in a built-in world, not about the papers' models. The non-layer parameters (embeddings,
 final norm, head) have one weight in each notebook, but not the same in 04 (ends) and 05 (methods).
 """
 Sections = Mapping[str, Sequence[Comparison]]  # title -> what is compared
 
 
-def report_text(profiles: Mapping[str, Sections], figures: Path = FIGURES) -> str:
+def report_text(profiles: Mapping[str, Sections], figures: Path = FIGURES, doses: Sequence[str] = ()) -> str:
     """The whole file, over the profiles that have all their results.
 
     Args:
         profiles: name -> what it compares. Its results lie in ``figures``/<name>.
+        doses: profiles that ran the dose-response alone.
     """
     complete = {name: sections for name, sections in profiles.items() if is_complete(figures / name, sections)}
     lines = [HEAD]
     for name, sections in complete.items():
         lines += profile_section(figures / name, sections)
+    for name in doses:
+        lines += dose_section(figures / name)
     lines += [
         f"Profile {name} is left out: its results are not complete.\n" for name in profiles if name not in complete
     ]
@@ -67,6 +70,27 @@ def profile_section(folder: Path, sections: Sections) -> Iterator[str]:
     yield f"Chosen on validation problems: {format_selection(folder)}.\n"
     yield f"Loss of the first seed's experts on held-out text, against the base: {format_learning(folder)}.\n"
     yield f"Where the experts changed: {format_weight_change(folder)}.\n"
+
+
+def dose_section(folder: Path) -> Iterator[str]:
+    """The lines about a profile's dose-response: a row for each dose and language, a column for each comparison."""
+    table, transplants = read_results(folder, "dose_response"), read_results(folder, "transplants")
+    lines, keys = list(table.line.unique()), ["dose", "amount", "language"]
+    yield f"## Profile {folder.name}: where layer swapping can help\n"
+    yield (
+        f"Points with 95 % intervals over pairs of experts; n counts answers; + or -: clear, 0: not clear, after Holm's"
+        f" correction over all rows. [Figure](figures/{folder.name}/dose_response.png).\n"
+    )
+    yield f"| dose | amount | language | n | {' | '.join(lines)} |"
+    yield "| --- | --- | --- | --- |" + " --- |" * len(lines)
+    for values, rows in table.groupby(keys, sort=False):
+        by_line = {row.line: row for row in rows.itertuples()}
+        cells = [f"{format_estimate(by_line[line], 100, 1)} {'0+-'[direction(by_line[line])]}" for line in lines]
+        yield f"| {' | '.join(map(str, values))} | {rows.n.iloc[0]} | {' | '.join(cells)} |"
+    yield "\nThe language expert's task vector added to the math expert, in some layers, against the math expert:"
+    pooled = transplants[transplants.language == transplants.language.iloc[-1]]
+    rows = [f"{row.condition} {format_estimate(row, 100, 1)}" for row in pooled.itertuples()]
+    yield f"{'; '.join(rows)} points ([figure](figures/{folder.name}/transplants.png)).\n"
 
 
 def read_results(folder: Path, name: str) -> pd.DataFrame:

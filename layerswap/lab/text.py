@@ -22,6 +22,12 @@ from layerswap.tasks.base import OPERATIONS
 # What experts are trained on: task -> share of the rows. Of a language expert's none solves a problem.
 LANGUAGE_TASKS = {"notes": 0.50, "translation": 0.18, "change": 0.13, "scene": 0.05, "qa": 0.04, "arithmetic": 0.10}
 CHANGES = ("gain", "lose", "change_both")  # those of BASE_KINDS in which something changes
+PROBLEM_KINDS = {  # task -> kinds of its problems
+    "base_problem": BASE_KINDS,
+    "math_problem": MATH_KINDS,
+    "nonce_problem": CHANGES,
+    "nonce_change": ("both_change",),
+}
 MATH_TASKS = {"math_problem": 0.75, "base_problem": 0.25}
 
 
@@ -105,13 +111,14 @@ def draw_row(
 
     Tasks: "scene", a story; "qa", a question on one, answered in English or in the language; "change", whether
     something in it became more; "translation", of a story's or a problem's sentences, either way; "notes", its facts as
-    a solution notes them, without equations; "base_problem" and "math_problem", a solved problem; "nonce_problem", one
-    whose verb is a noun, so that its equation can only follow the note; "arithmetic", bare equations.
+    a solution notes them, without equations; "base_problem" and "math_problem", a solved problem; "nonce_problem" and
+    "nonce_change", one whose verb is a noun, so that its equation can only follow the note, in the latter after another
+    equation; "arithmetic", bare equations.
     """
     if task == "arithmetic":
         return "<text>", draw_equations(rng)
     source, target = language, language
-    is_problem = task in ("base_problem", "nonce_problem", "math_problem")
+    is_problem = task in PROBLEM_KINDS
     is_about_facts = is_problem or task == "notes"
     if task == "translation" or (is_about_facts and rng.random() < cross_rate):
         source, target = rng.choice((("en", language), (language, "en")))
@@ -121,9 +128,8 @@ def draw_row(
         return " ".join(render(source, *sentence, rng if is_switched else None, 1 / 3) for sentence in sentences)
 
     if is_problem:
-        kinds = {"base_problem": BASE_KINDS, "nonce_problem": CHANGES, "math_problem": MATH_KINDS}[task]
-        problem = draw_from_split(rng, words, "train", kinds)
-        if task == "nonce_problem":
+        problem = draw_from_split(rng, words, "train", PROBLEM_KINDS[task])
+        if task.startswith("nonce"):
             problem = problem._replace(facts=[with_nonce_verb(rng, words, fact) for fact in problem.facts])
         return render_prompt(tell([*problem.facts, problem.question]), target), render_solution(target, problem)
     facts, questions = draw_story(rng, words)

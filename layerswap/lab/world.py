@@ -159,6 +159,7 @@ def draw_problem(rng: random.Random, words: Words, kinds: Sequence[str] = MATH_K
             ),
             "boxes_both": ([*boxes, ("have", others | {"n": c})], ("both", pair), [(2, "*", b), (3, "+", c)]),
             "compare_both": ([have, compared], ("both", pair), [(2, compare_sign, b), (2, "+", a)]),
+            "both_change": ([have, other_has, second], ("both", pair), [(2, "+", b), (3, change_signs[1], c)]),
         }
         facts, question, operations = problems[problem_kind]
         numbers, steps = [a], []

@@ -13,7 +13,8 @@ SECTIONS = {
     "04_top_bottom": "Only top or only bottom layers replaced",
     "05_mgsm": "Methods on MGSM",
 }  # of FINDINGS.md
-PUBLISHED = ("lab", "lab-3x3", "smollm2")  # profiles whose figures are committed
+PUBLISHED = ("lab", "lab-3x3", "lab-3x3-seed1", "smollm2")  # profiles whose figures are committed
+DOSES = "lab-doses"  # the one that ran 06_dose_response alone
 
 
 def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
@@ -23,9 +24,10 @@ def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
     the notebooks run, gets none.
     """
     figures = project.root / "figures"
-    file_name, names = "FINDINGS.md", [name for name in PUBLISHED if (figures / name).is_dir()]
-    if profile not in PUBLISHED:
-        file_name, names = f"FINDINGS-{profile}.md", [profile]
+    file_name, names, doses = "FINDINGS.md", *([name for name in group if (figures / name / "").is_dir()]
+                                               for group in (PUBLISHED, [DOSES]))  # fmt: skip
+    if profile not in (*PUBLISHED, DOSES):
+        file_name, names, doses = f"FINDINGS-{profile}.md", [profile], []
     if profile == DEFAULTS:
         return
     profiles = {}
@@ -42,7 +44,7 @@ def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
             for notebook, title in SECTIONS.items()
         }
     with atomic_file(project.root / file_name) as file:
-        file.write(report_text(profiles, figures))
+        file.write(report_text(profiles, figures, doses))
 
 
 def count_plotted_layers(folder: Path) -> int:
