@@ -86,8 +86,10 @@ def has_new_verb(problem: Problem) -> bool:
 def of_base(base: Path, languages: Sequence[str], split: str, n: int) -> Iterator[Row]:
     """(b) what the base solves of the tested kinds, and of those it has met; (g) the likeness of words it never met."""
     for language in ["en", *languages]:
-        row = proportion("b math kinds, base", language, "-", answers(base, make_problems(language, split, n), "base"))
+        frame = answers(base, make_problems(language, split, n), "base")
+        row = proportion("b math kinds, base", language, "-", frame)
         yield row | {"met": row["value"] <= 0.5}
+        yield proportion("  whole solution, base", language, "-", frame, "whole_solution") | {"met": True}
         met = answers(base, make_problems(language, split, n, kinds=BASE_KINDS), "base")
         yield proportion("b met kinds, base", language, "-", met) | {"met": True}
     model, tokenizer = load_model(base, torch.float32), load_tokenizer(base)
@@ -154,7 +156,7 @@ def of_distance(index: ExpertIndex, at: int, name: str, n: int) -> Iterator[Row]
     seed, folder, language = index.seeds[at], index.experts[name][at], "en" if name == "math" else name
     change = weight_change(index.base, folder)
     largest = change[change.layer >= 0].relative.max()
-    yield {"criterion": f"f largest relative change, {name}", "language": language, "seed": seed, "value": largest,
+    yield {"criterion": "f largest relative change", "language": language, "seed": seed, "value": largest,
            "n": len(change), "met": largest <= 0.12}  # fmt: skip
     if name == "math":
         rows = [
@@ -170,7 +172,7 @@ def of_distance(index: ExpertIndex, at: int, name: str, n: int) -> Iterator[Row]
         model.load_state_dict(mixed)
         means.append(losses(model, index.base, rows, "mixed", language).loss.mean())
     rise = max(means[i + 1] - means[i] for i in range(4))  # nats a token; above 0 the loss rises on the way
-    yield {"criterion": f"f largest rise of its loss from the base, {name}", "language": language, "seed": seed,
+    yield {"criterion": "f largest rise of its loss from the base", "language": language, "seed": seed,
            "value": rise, "n": n, "met": rise <= 0}  # fmt: skip
 
 
