@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = "<pad> <eos> <unk> zero one two three four five six seven plus minus is . #### Asha has apples".split()
+# Tests of kernels run on each; the expected numbers are a CPU's wherever they can be.
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 # Bits that arithmetic would not keep: -0.0, and a NaN with a payload.
 SPECIAL = {
@@ -72,7 +74,9 @@ def write_checkpoint(folder, seed=0, *, layers=4, tied=True, dtype=torch.float32
 
 def bits(tensor):
     """A tensor's bytes as a numpy array: equal only if every bit is (NaN, -0.0)."""
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else np.zeros(0, np.uint8)
+    if not tensor.numel():
+        return np.zeros(0, np.uint8)
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def tensors(folder):

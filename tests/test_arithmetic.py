@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import bits, same_bits
+from conftest import DEVICES, bits, same_bits
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
@@ -77,7 +77,8 @@ def test_in_memory_and_on_disk_are_the_same_arithmetic(dtype, seed, n, weight, a
     chunks = [bytearray(bits(tensor).tobytes()) for tensor in (a, b)]
     expected = torch.from_numpy(weighted_mean(*chunks, weight, DTYPES[dtype])).view(dtype)
     assert same_bits(weighted_mean_in_memory(a, b, weight), expected)
-    assert same_bits(weighted_mean_on_device(a, b, weight, step=10_000), expected)
+    for device in DEVICES:
+        assert same_bits(weighted_mean_on_device(a.to(device), b.to(device), weight, step=10_000), expected)
 
 
 @pytest.mark.parametrize("mean", [weighted_mean_in_memory, weighted_mean_on_device])

@@ -505,6 +505,7 @@ def test_another_model_at_the_same_path_never_gets_its_answers(capsys, experts, 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_writes_nothing(capsys, experts, tmp_path, case, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments, message = BAD[case]
     math, language = (shutil.copytree(folder, tmp_path / folder.name) for folder in experts)
     if arguments[:1] == ["eval"]:

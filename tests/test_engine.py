@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import word_tokenizer
+import torch.nn.functional as F
+from conftest import DEVICES, word_tokenizer
 from hypothesis import given, strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from layerswap.errors import UserError
-from layerswap.evaluation import engine
+from layerswap.evaluation import engine, prefix_attention
 from layerswap.evaluation.engine import generate, nll, shared_length, stream
 
 SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
@@ -40,8 +41,13 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
 @pytest.fixture(params=FAMILIES)
-def model_and_tokenizer(request):
+def model_and_tokenizer(request, device):
     tokenizer = word_tokenizer()
     torch.manual_seed(0)
     config = FAMILIES[request.param](
@@ -53,7 +59,7 @@ def model_and_tokenizer(request):
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.mul_(15.0)  # so that the next token depends on the prompt, and rows end at different steps
-    return model, tokenizer
+    return model.to(device), tokenizer
 
 
 def make_prompts(tokenizer, shared=0):
@@ -75,13 +81,26 @@ def test_tokens_are_those_of_generate(model_and_tokenizer, shared):
     for batch_tokens in (1, 90, 200, 700):
         assert generate(model, tokenizer, texts, 12, batch_tokens=batch_tokens) == answers
     for text, answer in zip(texts, answers, strict=True):
-        ids = tokenizer(text, return_tensors="pt").input_ids
+        ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
         output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
         tokens = output[0, ids.shape[1] :]
         ended = tokens[-1].item() == tokenizer.eos_token_id
         assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
         assert (answer.stop, answer.n_tokens) == (("eos", len(tokens) - 1) if ended else ("length", 12))
     assert len({answer.text for answer in answers}) > 6
+
+
+def test_tokens_do_not_depend_on_how_a_kernel_lays_out_its_output(model_and_tokenizer, monkeypatch, capsys):
+    """torch's attention on a GPU returns what is contiguous in another order of dimensions."""
+    model, tokenizer = model_and_tokenizer
+    texts, kernel = make_prompts(tokenizer, 40), F.scaled_dot_product_attention
+    expected = generate(model, tokenizer, texts, 12)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **o: kernel(*a, **o).transpose(1, 2).contiguous().transpose(1, 2)
+    )
+    prefix_attention.obstacles.clear()
+    assert generate(model, tokenizer, texts, 12) == expected
+    assert "one prompt at a time" not in capsys.readouterr().err
 
 
 def test_the_prefix_runs_once(model_and_tokenizer):
@@ -111,16 +130,43 @@ def test_a_batch_is_halved_where_the_memory_does_not_suffice(model_and_tokenizer
     assert max(batch_sizes) == 24 and sum(size <= 5 for size in batch_sizes) > 4
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_that_do_not_fit_a_gpu_are_halved():
+    """Of the GPU's memory this process may have so little that one batch of all prompts has no place in it."""
+    tokenizer = word_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=None, **SIZES | {"hidden_size": 256}
+    )
+    model = LlamaForCausalLM(config).eval().cuda()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(4.0)
+    texts = [f"{text} {i % 7} plus {i % 5}" for i, text in enumerate(make_prompts(tokenizer, 40) * 40)]
+    expected = generate(model, tokenizer, texts, 12, batch_tokens=2000)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((200 << 20) / torch.cuda.mem_get_info()[1])
+    try:
+        batches = list(stream(model, tokenizer, texts, 12, batch_tokens=1 << 30))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(batches) > 1 and {i: answer for batch in batches for i, answer in batch.items()} == dict(
+        enumerate(expected)
+    )
+
+
 def test_losses_and_prefixes_beyond_the_memory_are_refused(model_and_tokenizer, monkeypatch):
     def without_memory(*arguments, **settings):
         raise torch.cuda.OutOfMemoryError("no memory")
 
     model, tokenizer = model_and_tokenizer
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="cpu: no memory for 1 texts; lower batch"):
+    message = f"{model.device}: no memory for 1 texts; lower batch"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
         patch.setattr(engine, "prefill", without_memory)
         nll(model, tokenizer, ["one"], ["two"])
     monkeypatch.setattr(model, "forward", without_memory)
-    with pytest.raises(UserError, match="cpu: no memory for the shared prefix of 40 tokens"):
+    with pytest.raises(UserError, match=f"{model.device}: no memory for the shared prefix of 40 tokens"):
         generate(model, tokenizer, make_prompts(tokenizer, 40), 3)
 
 
@@ -129,7 +175,7 @@ def test_a_prompt_beyond_the_memory_is_refused(model_and_tokenizer, monkeypatch)
         raise torch.cuda.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(engine, "decode", decode_without_memory)
-    with pytest.raises(UserError, match="cpu: no memory for one prompt of 2 tokens"):
+    with pytest.raises(UserError, match=f"{model_and_tokenizer[0].device}: no memory for one prompt of 2 tokens"):
         generate(*model_and_tokenizer, ["one two"], 6)
 
 
@@ -153,7 +199,8 @@ def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared, monkeypatch)
     for text, continuation, loss in zip(texts, continuations, losses, strict=True):
         first, second = tokenizer(text).input_ids, tokenizer(continuation).input_ids
         with torch.no_grad():
-            logits = exact.double()(torch.tensor([first + second])).logits[0, len(first) - 1 : -1].log_softmax(-1)
+            ids = torch.tensor([first + second], device=model.device)
+            logits = exact.double()(ids).logits[0, len(first) - 1 : -1].log_softmax(-1)
         expected = -sum(logits[i, token].item() for i, token in enumerate(second))
         assert (loss.n_tokens, loss.n_bytes) == (len(second), len(continuation.encode()))
         assert loss.nats == pytest.approx(expected, rel=1e-4)

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import WORDS, word_tokenizer, write_checkpoint
+from conftest import DEVICES, WORDS, word_tokenizer, write_checkpoint
 from hypothesis import given, strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -87,7 +87,10 @@ def reference_loop(
     return step_losses, model.state_dict()
 
 
-def test_equals_a_plain_torch_loop(base, expert):
+@pytest.mark.parametrize("device", DEVICES)
+def test_equals_a_plain_torch_loop(base, expert, tmp_path, device):
+    if device != "cpu":
+        expert = finetune(base, random_rows(20), tmp_path / "expert", **SETTINGS, device=device)
     expected, weights = reference_loop(base, random_rows(20), **SETTINGS)
     assert losses(expert) == pytest.approx(expected, rel=1e-4)
     for name, tensor in load_file(expert / "model.safetensors").items():
@@ -364,6 +367,17 @@ def test_bfloat16_arithmetic_keeps_float32_weights(base, expert, tmp_path):
     assert sum(ours[-5:]) < 0.8 * sum(ours[:5]), "it learns as float32 does"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "changed", [{}, {"lora_rank": 4, "learning_rate": 5e-2}, {"packing": True}, {"micro_batch": 1}]
+)
+def test_a_gpu_trains_in_bfloat16(base, tmp_path, changed):
+    settings = SETTINGS | {"batch_size": 4} | changed
+    out = finetune(base, random_rows(20), tmp_path / "expert", **settings, device="cuda", dtype="auto")
+    assert json.loads((out / "training.json").read_text())["fingerprint"]["dtype"] == "bfloat16"
+    assert sum(losses(out)[-5:]) < 0.8 * sum(losses(out)[:5])
+
+
 def test_a_finished_expert_is_kept_and_another_training_replaces_it(base, tmp_path):
     settings, out = SETTINGS | {"steps": 1}, tmp_path / "expert"
     finetune(base, random_rows(4), out, **settings)
@@ -411,7 +425,8 @@ def test_a_finished_expert_is_kept_and_another_training_replaces_it(base, tmp_pa
         (random_rows(3), {"device": "cuda"}, "device is 'cuda', expected cpu"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(base, tmp_path, rows, changed, message):
+def test_bad_input_is_one_line_and_leaves_nothing(base, tmp_path, monkeypatch, rows, changed, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=message) as error:
         finetune(base, rows, tmp_path / "expert", **SETTINGS | changed)
     assert "\n" not in str(error.value)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from conftest import WORDS, same_bits, word_tokenizer
+from conftest import DEVICES, WORDS, same_bits, word_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -35,24 +35,26 @@ VECTORS = [TaskVectors("added", "task arithmetic", 0.5, 0.5), TaskVectors("ties"
 PROMPTS = torch.randint(3, len(WORDS), (3, 11), generator=torch.Generator().manual_seed(0))  # [batch, tokens]
 
 
-def assert_routes_agree(math, language, out, dtype, base=None, static=False):
+def assert_routes_agree(math, language, out, dtype, base=None, static=False, device="cpu"):
     """Logits and parameters of every plan in memory equal those of its merged folder."""
-    pair = ExpertPair(math, language, base, dtype=dtype, static=static)
+    pair = ExpertPair(math, language, base, dtype=dtype, static=static, device=device)
     for i, plan in enumerate(PLANS + VECTORS if base else PLANS):
         merge(math, language, plan, out / str(i), base=base if plan in VECTORS else None)
-        from_file = AutoModelForCausalLM.from_pretrained(out / str(i), dtype=dtype).eval()
+        from_file = AutoModelForCausalLM.from_pretrained(out / str(i), dtype=dtype).eval().to(device)
         merged = pair.apply(plan)
         expected, parameters = dict(from_file.named_parameters()), dict(merged.named_parameters())
         assert expected.keys() == parameters.keys()
         assert all(same_bits(expected[name], parameters[name]) for name in expected)
         with torch.inference_mode():
-            assert same_bits(from_file(PROMPTS).logits, merged(PROMPTS).logits)
+            prompts = PROMPTS.to(device)
+            assert same_bits(from_file(prompts).logits, merged(prompts).logits)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("static", [False, True])
-def test_task_vectors_in_memory_are_those_on_disk(checkpoint_factory, tmp_path, static):
+def test_task_vectors_in_memory_are_those_on_disk(checkpoint_factory, tmp_path, static, device):
     folders = [checkpoint_factory(name, seed, tied=False) for seed, name in enumerate(("math", "language", "base"))]
-    assert_routes_agree(*folders[:2], tmp_path, torch.float32, base=folders[2], static=static)
+    assert_routes_agree(*folders[:2], tmp_path, torch.float32, base=folders[2], static=static, device=device)
 
 
 def test_static_parameters_never_move(experts):
@@ -76,13 +78,14 @@ def test_static_copies_only_the_layers_that_change(experts):
     assert changed == {name for name in versions if name.startswith("model.layers.1.")}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("file_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_memory_and_file_give_the_same_bits(checkpoint_factory, tmp_path, tied, file_dtype, dtype):
+def test_memory_and_file_give_the_same_bits(checkpoint_factory, tmp_path, tied, file_dtype, dtype, device):
     math = checkpoint_factory("math", 1, dtype=file_dtype, tied=tied)
     language = checkpoint_factory("language", 2, dtype=file_dtype, tied=tied, shard="20KB")
-    assert_routes_agree(math, language, tmp_path, dtype)
+    assert_routes_agree(math, language, tmp_path, dtype, device=device)
 
 
 FAMILIES = [MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3TextConfig, Phi3Config, Olmo2Config]

@@ -242,7 +242,7 @@ def sdpa_attention(
     mask = mask.expand(-1, padded.shape[1] // kv_heads, -1, -1).flatten(1, 2)[:, None]  # [rows, 1, group x width, all]
     grouped = padded.reshape(n_rows, kv_heads, -1, padded.shape[-1])  # [rows, kv heads, group x width, head]
     output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=1.0)
-    return cache.unpad(output.view(padded.shape))
+    return cache.unpad(output.reshape(padded.shape))  # a GPU's kernels lay it out in their own ways
 
 
 def split_attention(
@@ -255,7 +255,7 @@ def split_attention(
     """
     n_new, n_heads, head = query.shape
     kv_heads = key.shape[1]
-    query = query.view(n_new, kv_heads, -1, head)  # [new, kv heads, group, head]
+    query = query.reshape(n_new, kv_heads, -1, head)  # [new, kv heads, group, head]
     grouped = cache.pad(query)  # [rows, kv heads, group, width, head]
     suffix_scores = grouped.flatten(2, 3) @ key.transpose(2, 3)  # [rows, kv heads, group x width, columns]
     suffix_scores = cache.unpad(suffix_scores.view(*grouped.shape[:-1], -1))  # [new, kv heads, group, columns]
