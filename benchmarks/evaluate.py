@@ -69,7 +69,7 @@ def load(job):
 
 
 def ours(job):
-    from layerswap.evaluation import engine
+    from layerswap.evaluation import decode_steps, engine
 
     model, tokenizer, usage = load(job)
     forward, run_prefix = engine.forward, engine.run_prefix
@@ -82,7 +82,8 @@ def ours(job):
         usage["phase"] = "prefill"
         return run_prefix(model, ids)
 
-    engine.forward, engine.run_prefix, started = recorded_forward, recorded_prefix, time.perf_counter()
+    engine.forward = decode_steps.forward = recorded_forward
+    engine.run_prefix, started = recorded_prefix, time.perf_counter()
     answers = engine.generate(model, tokenizer, job["prompts"], job["max_new_tokens"], job["stops"])
     return [answer.text for answer in answers], time.perf_counter() - started, usage
 

@@ -76,9 +76,10 @@ def test_in_memory_and_on_disk_are_the_same_arithmetic(dtype, seed, n, weight, a
         b = (a.double() + torch.from_numpy(rng.normal(0, 1e-3, n))).to(dtype)
     chunks = [bytearray(bits(tensor).tobytes()) for tensor in (a, b)]
     expected = torch.from_numpy(weighted_mean(*chunks, weight, DTYPES[dtype])).view(dtype)
-    assert same_bits(weighted_mean_in_memory(a, b, weight), expected)
     for device in DEVICES:
-        assert same_bits(weighted_mean_on_device(a.to(device), b.to(device), weight, step=10_000), expected)
+        pair = a.to(device), b.to(device)
+        assert same_bits(weighted_mean_in_memory(*pair, weight), expected)
+        assert same_bits(weighted_mean_on_device(*pair, weight, step=10_000), expected)
 
 
 @pytest.mark.parametrize("mean", [weighted_mean_in_memory, weighted_mean_on_device])

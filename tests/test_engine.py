@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from layerswap.errors import UserError
-from layerswap.evaluation import engine, prefix_attention
+from layerswap.evaluation import decode_steps, engine, prefix_attention
 from layerswap.evaluation.engine import generate, nll, shared_length, stream
 
 SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
@@ -49,8 +49,12 @@ def device(request):
 @pytest.fixture(params=FAMILIES)
 def model_and_tokenizer(request, device):
     tokenizer = word_tokenizer()
+    return random_model(FAMILIES[request.param], tokenizer).to(device), tokenizer
+
+
+def random_model(family, tokenizer):
     torch.manual_seed(0)
-    config = FAMILIES[request.param](
+    config = family(
         vocab_size=len(tokenizer), max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **SIZES,
     )  # fmt: skip
@@ -59,7 +63,7 @@ def model_and_tokenizer(request, device):
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.mul_(15.0)  # so that the next token depends on the prompt, and rows end at different steps
-    return model.to(device), tokenizer
+    return model
 
 
 def make_prompts(tokenizer, shared=0):
@@ -70,8 +74,19 @@ def make_prompts(tokenizer, shared=0):
     return [" ".join(prefix + row) for row in rows]
 
 
+STEPS = {
+    "of this device": engine.decode_steps,
+    "packed": decode_steps.PackedSteps,
+    "of fixed shape": lambda *arguments: decode_steps.FixedSteps(*arguments, capture=False),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("shared", [0, 40])
-def test_tokens_are_those_of_generate(model_and_tokenizer, shared):
+def test_tokens_are_those_of_generate(model_and_tokenizer, shared, steps, monkeypatch):
+    monkeypatch.setattr(engine, "decode_steps", STEPS[steps])
+    monkeypatch.setattr(decode_steps, "FREE_TOKENS", 60)
+    monkeypatch.setattr(decode_steps, "COLUMN_STEP", 8)
     model, tokenizer = model_and_tokenizer
     texts, finished = make_prompts(tokenizer, shared), {}
     assert shared_length(tokenizer(texts).input_ids) == shared
@@ -128,6 +143,19 @@ def test_a_batch_is_halved_where_the_memory_does_not_suffice(model_and_tokenizer
     monkeypatch.setattr(engine, "decode", decode_with_little_memory)
     assert generate(model, tokenizer, texts, 6) == expected
     assert max(batch_sizes) == 24 and sum(size <= 5 for size in batch_sizes) > 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_model_that_cannot_be_captured_answers_the_same(family, capsys):
+    tokenizer = word_tokenizer()
+    model = random_model(FAMILIES[family], tokenizer).cuda()
+    texts = make_prompts(tokenizer, 40)
+    expected = generate(model, tokenizer, texts, 12)
+    assert "cannot be captured" not in capsys.readouterr().err
+    model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.sum().item() and None)
+    assert generate(model, tokenizer, texts, 12) == expected
+    assert "steps cannot be captured as CUDA graphs" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -225,11 +253,11 @@ def test_drafts_save_passes_and_change_nothing(shared, monkeypatch):
     with torch.no_grad():  # each token has one that follows it, so all answers end in a loop
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_(), layer.mlp.down_proj.weight.zero_()
-    texts, forward, passes = make_prompts(tokenizer, shared), engine.forward, []
-    monkeypatch.setattr(engine, "forward", lambda *a, **options: passes.append(options) or forward(*a, **options))
+    texts, forward, passes = make_prompts(tokenizer, shared), decode_steps.forward, []
+    monkeypatch.setattr(decode_steps, "forward", lambda *a, **options: passes.append(options) or forward(*a, **options))
     drafted = generate(model, tokenizer, texts, 60)
     n_drafted = len(passes)
-    monkeypatch.setattr(engine, "MAX_DRAFT", 0)
+    monkeypatch.setattr(decode_steps, "MAX_DRAFT", 0)
     assert generate(model, tokenizer, texts, 60) == drafted and n_drafted < 0.7 * (len(passes) - n_drafted)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from layerswap.errors import UserError
+from layerswap.evaluation.decode_steps import decode_steps
 from layerswap.evaluation.prefix_attention import (
     SharedCache,
     forward,
@@ -36,7 +37,7 @@ MIN_PREFIX = 16  # tokens from which on a shared prefix gets a pass of its own
 PREFILL_TOKENS = 2048  # tokens of prompts that run through the model at once
 MAX_LOGITS = 1 << 28  # logits of continuations held at once (1 GiB in float32)
 MAX_SCORES = 1 << 28  # attention scores held at once, where torch's own kernel cannot be used
-NGRAM, MAX_DRAFT = 3, 4  # tokens looked up in the context, and how many that followed them are drafted
+NGRAM = 3  # tokens looked up in the context, to draft those that followed them
 
 CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")  # what families call it
 
@@ -304,6 +305,7 @@ def decode(
     answers = [GrowingAnswer(tokenizer, end_ids, stop, max_new_tokens) for _ in suffixes]
     active_rows, finished = list(range(len(suffixes))), set()
     new_tokens: list[Sequence[int]] = [[token] for token in logits.argmax(-1).tolist()]
+    steps = decode_steps(model, cache)
     while True:
         for row, tokens in zip(active_rows, new_tokens, strict=True):
             for token in tokens:
@@ -314,7 +316,7 @@ def decode(
         if len(finished) == len(suffixes):
             return
         n_idle = sum(row in finished for row in active_rows)
-        if 4 * n_idle >= len(active_rows):  # to move the others costs more than a few idle rows
+        if n_idle >= steps.max_idle * len(active_rows):  # to move the others costs more than a few idle rows
             cache.keep_rows([i for i, row in enumerate(active_rows) if row not in finished])
             active_rows = [row for row in active_rows if row not in finished]
         inputs: list[list[int]] = []
@@ -326,12 +328,11 @@ def decode(
             if row in finished:
                 inputs.append([])
             else:
-                token_budget = min(MAX_DRAFT, max_new_tokens - len(answers[row].tokens) - 1)
+                token_budget = min(steps.n_slots, max_new_tokens - len(answers[row].tokens)) - 1
                 drafted = draft(contexts[row], row_indices[row], prefix_ids, prefix_index, token_budget)
                 inputs.append([contexts[row][-1], *drafted])
             ngram_index(contexts[row], row_indices[row], n_before)
-        predicted = iter(forward(model, cache, inputs, starts, every_token=True).argmax(-1).tolist())  # [new]
-        new_tokens = [verify_draft(tokens, [next(predicted) for _ in tokens]) for tokens in inputs]
+        new_tokens = list(map(verify_draft, inputs, steps.predict(inputs, starts)))
 
 
 def ngram_index(tokens: Sequence[int], index: NgramIndex, start: int) -> NgramIndex:

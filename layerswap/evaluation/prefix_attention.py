@@ -105,9 +105,32 @@ class SharedCache(Cache):
         self.token_step_row = self.token_row - rows[0]
         self.step_width = max(len(new_ids[row]) for row in rows)
         self.n_columns = max(starts[row] + len(new_ids[row]) for row in rows)
+        self.begin_masks(is_fixed=False)
+        return packed_ids
+
+    def begin_fixed_step(self, inputs: Tensor, n_columns: int) -> Tensor:
+        """Set up a forward pass over as many new tokens of every row, without a word from the device.
+
+        Args:
+            inputs: int64 [rows, slots + 1]: ids, and the column of the first of them.
+            n_columns: of the suffixes, at least those that are in use.
+
+        Returns:
+            The ids in one line, int64 [rows * slots].
+        """
+        n_slots = inputs.shape[1] - 1
+        slots = torch.arange(n_slots, device=self.device)
+        self.step_rows, self.step_width, self.n_columns = slice(0, self.n_rows), n_slots, n_columns
+        self.token_row = torch.arange(self.n_rows, device=self.device)[:, None].expand(-1, n_slots).flatten()
+        self.token_column = (inputs[:, -1:] + slots).flatten()  # [rows * slots]
+        self.begin_masks(is_fixed=True)
+        return inputs[:, :-1].flatten()
+
+    def begin_masks(self, is_fixed: bool) -> None:
+        """Forget what was made for the step before."""
+        self.is_fixed = is_fixed  # every row has ``step_width`` new tokens
         self.masks: dict[tuple[int | None, bool], Tensor] = {}
         self.n_attended = 0  # layers that came to ``attention`` in this step
-        return packed_ids
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these."""
@@ -118,12 +141,16 @@ class SharedCache(Cache):
     def pad(self, tokens: Tensor) -> Tensor:
         """Packed tokens [new, ..., last] -> [step rows, ..., width, last], zeros where a row has no token."""
         n_rows = self.step_rows.stop - self.step_rows.start
+        if self.is_fixed:
+            return tokens.unflatten(0, (n_rows, self.step_width)).movedim(1, -2)
         padded = tokens.new_zeros(n_rows, *tokens.shape[1:-1], self.step_width, tokens.shape[-1])
         padded.movedim(-2, 1)[self.token_step_row, self.token_slot] = tokens
         return padded
 
     def unpad(self, padded: Tensor) -> Tensor:
         """The inverse of ``pad``: [step rows, ..., width, last] -> packed tokens [new, ..., last]."""
+        if self.is_fixed:
+            return padded.movedim(-2, 1).flatten(0, 1)
         return padded.movedim(-2, 1)[self.token_step_row, self.token_slot]
 
     def attention_mask(self, window: int | None, padded: bool = False) -> Tensor:
@@ -316,12 +343,26 @@ def forward(
         UserError: a layer did not come to this attention; it would have answered without its context.
     """
     ids = cache.begin_step(new_ids, starts)
+    if every_token:
+        return run_step(model, cache, ids)
     last_tokens = torch.tensor([len(row) for row in new_ids if row]).cumsum(0) - 1  # [rows]
+    return run_step(model, cache, ids, last_tokens.to(model.device))
+
+
+def run_step(model: "PreTrainedModel", cache: SharedCache, ids: Tensor, logits_to_keep: Tensor | int = 0) -> Tensor:
+    """Run the tokens of a step that has begun; ``logits_to_keep``: places in ``ids``, 0: all.
+
+    Returns:
+        Logits [places, vocabulary].
+
+    Raises:
+        UserError: as ``forward``.
+    """
     cache_stack.append(cache)
     try:
         logits = model(
             input_ids=ids[None], position_ids=(cache.prefix_length + cache.token_column)[None], past_key_values=cache,
-            logits_to_keep=0 if every_token else last_tokens.to(model.device),
+            logits_to_keep=logits_to_keep,
         ).logits[0]  # fmt: skip
     finally:
         cache_stack.pop()

@@ -7,6 +7,7 @@ does it: its import takes a tenth of the time of torch's.
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
+from importlib.util import find_spec
 from operator import iadd
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,10 @@ def weighted_mean_in_memory(math: "torch.Tensor", language: "torch.Tensor", weig
     """
     import torch
 
+    if math.is_cuda and find_spec("triton"):
+        from layerswap.merging.mean_kernel import weighted_mean_by_kernel
+
+        return weighted_mean_by_kernel(math, language, weight)
     if math.device.type != "cpu":
         return weighted_mean_on_device(math, language, weight)
     merged = empty_placed_like(math)
@@ -135,7 +140,7 @@ def empty_placed_like(tensor: "torch.Tensor") -> "torch.Tensor":
 def weighted_mean_on_device(
     math: "torch.Tensor", language: "torch.Tensor", weight: float, step: int = 1 << 24
 ) -> "torch.Tensor":
-    """``weighted_mean`` by operations of torch, with the same bits, for a GPU.
+    """``weighted_mean`` by operations of torch, with the same bits, for a device without Triton.
 
     Args:
         math: the math expert's tensor, of float64, float32, float16 or bfloat16.
