@@ -80,6 +80,7 @@ def test_in_memory_and_on_disk_are_the_same_arithmetic(dtype, seed, n, weight, a
         pair = a.to(device), b.to(device)
         assert same_bits(weighted_mean_in_memory(*pair, weight), expected)
         assert same_bits(weighted_mean_on_device(*pair, weight, step=10_000), expected)
+        assert all(map(same_bits, pair, (a, b))), "the experts stay as they are"
 
 
 @pytest.mark.parametrize("mean", [weighted_mean_in_memory, weighted_mean_on_device])

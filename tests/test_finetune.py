@@ -107,7 +107,7 @@ def test_packed_and_cut_steps_have_the_same_loss(base, tmp_path, changed):
 
 @pytest.fixture
 def launch(tmp_path_factory):
-    """The project's file for several GPUs, with two processes; they take the CPU where there are none."""
+    """The project's file for several GPUs, with two processes."""
     content = yaml.safe_load((ROOT / "params" / "accelerate" / "gpus.yaml").read_text()) | {"num_processes": 2}
     path = tmp_path_factory.mktemp("launch") / "two.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -165,7 +165,7 @@ def test_kills_cost_nothing(base, expert, tmp_path, monkeypatch):
         training.start()
         while not (new := set(tmp_path.glob(".math.training/checkpoint-*")) - earlier) and training.is_alive():
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.06))  # into the middle of a checkpoint, or some steps on
+        time.sleep(rng.uniform(0, 0.02))  # into the middle of a checkpoint, or some steps on
         training.kill()
         training.join()
         assert new and training.exitcode == -9 and not out.exists(), "ended before it could be killed"

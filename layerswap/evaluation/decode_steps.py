@@ -7,6 +7,7 @@ is filled with tokens whose keys no later token sees before they are written ove
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,7 +98,7 @@ class FixedSteps(PackedSteps):
         """Capture the graph of a new shape. A step may be run any number of times: it writes the same keys."""
         if not self.capture:
             return
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        graph, stream = torch.cuda.CUDAGraph(), capture_stream(self.cache.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.step()  # what is allocated and looked up once, is so outside the graph
@@ -115,6 +116,12 @@ class FixedSteps(PackedSteps):
                 name = type(self.model).__name__
                 tqdm.write(f"{name}: steps cannot be captured as CUDA graphs: {one_line(error)}", file=sys.stderr)
         torch.cuda.current_stream().wait_stream(stream)
+
+
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which graphs are captured: one for all, as matrix products keep memory for each stream they met."""
+    return torch.cuda.Stream(device)
 
 
 def decode_steps(model: "PreTrainedModel", cache: SharedCache) -> PackedSteps:

@@ -207,7 +207,7 @@ def finetune(
             job = {"base": str(base), "rows": encoded, "settings": settings}
             if not prepare_scratch(scratch, fingerprint, job):
                 try:
-                    launch_accelerate(scratch, launch, lock) if launch else train(scratch)
+                    launch_accelerate(scratch, launch, lock, device) if launch else train(scratch)
                 except UserError:
                     shutil.rmtree(scratch)  # the same rows and settings would fail again
                     raise
@@ -280,7 +280,7 @@ def prepare_scratch(scratch: Path, fingerprint: dict[str, Any], job: dict[str, A
     return (scratch / "result.json").is_file()
 
 
-def launch_accelerate(scratch: Path, launch: str | Path, lock: int) -> None:
+def launch_accelerate(scratch: Path, launch: str | Path, lock: int, device: str) -> None:
     """``train`` in the processes that accelerate starts. UserError if one of them fails.
 
     They hold the lock (a file handle) too: should this process be killed, no other one trains there before they have
@@ -288,7 +288,9 @@ def launch_accelerate(scratch: Path, launch: str | Path, lock: int) -> None:
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
     (scratch / "error").unlink(missing_ok=True)
-    process = subprocess.run([*command, "-m", "layerswap.experts.finetune", str(scratch)], pass_fds=[lock])
+    command += ["-m", "layerswap.experts.finetune", str(scratch)]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}  # accelerate would take the GPUs that it sees
+    process = subprocess.run(command, pass_fds=[lock], env=os.environ | hidden)
     if (scratch / "error").is_file():
         raise UserError((scratch / "error").read_text(encoding="utf-8"))
     if process.returncode:

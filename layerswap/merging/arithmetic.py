@@ -157,7 +157,8 @@ def weighted_mean_on_device(
     flat = (math.reshape(-1), language.reshape(-1), merged.view(-1))  # [elements] each
     for math_step, language_step, merged_step in zip(*(tensor.split(step) for tensor in flat), strict=True):
         # Three roundings in float64, like numpy's: a fused multiply-add would skip one.
-        mean = math_step.double().mul_(1 - weight).add_(language_step.double().mul_(weight))
+        mean = math_step.double() * (1 - weight)
+        mean += language_step.double() * weight
         merged_step.copy_(round_to_odd(mean) if math.dtype in (torch.float16, torch.bfloat16) else mean)
         merged_step.masked_fill_(mean.isnan(), float("nan"))  # its bits would depend on the processor
     return merged
