@@ -175,8 +175,8 @@ def merge_lines(device, dtype, size, bandwidth):
         f"{n * pairs[0][0].element_size() / 1e9:.1f} of them the result"
     )
     yield (
-        f"  operations of torch, with the same bits: {1000 * by_torch:.1f} ms; torch.lerp: {1000 * simple:.1f} ms, and at weight 0.9 {100 * sum(wrong) / n:.2f} % of the elements are not "
-        "the mean rounded once"
+        f"  operations of torch, with the same bits: {1000 * by_torch:.1f} ms; torch.lerp: {1000 * simple:.1f} ms, and "
+        f"at weight 0.9 {100 * sum(wrong) / n:.2f} % of the elements are not the mean rounded once"
     )
 
 
@@ -246,15 +246,17 @@ def decode_lines(model, size, device, bandwidth, rate):
         yield (
             f"decode step of {n_rows} rows after {len(prefix_ids)} + {length} tokens, floor {1000 * floor:.1f} ms: "
             + ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in times.items())
-            + f", transformers, one token a row {1000 * peer_step_seconds(model, prefix, suffixes, device):.1f} ms"
         )
+        n_peer_rows = min(n_rows, 64)  # each of them holds the prefix
+        seconds = peer_step_seconds(model, prefix, suffixes[:n_peer_rows], device)
+        yield f"  transformers, a token in each of {n_peer_rows} rows: {1000 * seconds:.1f} ms"
 
 
 def step_seconds(model, prefix, suffixes, device):
     """Name -> seconds of a decode step."""
     cache, _ = engine.prefill(model, prefix, suffixes)
     starts, times, choices = [len(suffix) for suffix in suffixes], {}, {}
-    for n_slots in sorted({1, max(1, min(1 + decode_steps.MAX_DRAFT, decode_steps.FREE_TOKENS // len(suffixes)))}):
+    for n_slots in sorted({1, decode_steps.FixedSteps(model, cache).n_slots}):
         new_ids = [suffix[:n_slots] for suffix in suffixes]
         for name in ("packed", "fixed shape", "CUDA graph"):
             if name == "packed":
@@ -341,16 +343,19 @@ def answer_lines(model, tokenizer, size, device):
         rate = len(prompts) / (time.perf_counter() - started)
         same = sum(outputs[i] == texts[i] for i in range(len(prompts)))
         yield (
-            f"  transformers' generate, batches of {batch}: {rate:.2f} problems/s, ours is {rates['as ever'] / rate:.1f} x; "
-            f"{same} of {len(prompts)} texts are as ours ({model.dtype}), {peak_gigabytes(device):.1f} GB"
+            f"  transformers' generate, batches of {batch}: {rate:.2f} problems/s, ours is "
+            f"{rates['as ever'] / rate:.1f} x; {same} of {len(prompts)} texts are as ours ({model.dtype}), "
+            f"{peak_gigabytes(device):.1f} GB"
         )
 
 
 @torch.inference_mode()
 def exact_lines(tokenizer, size, device):
     """In float32 the answers of a small model are those of generate, one prompt at a time."""
-    fields = size.model | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
-                           "num_key_value_heads": 2}  # fmt: skip
+    fields = size.model | {
+        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    }  # fmt: skip
     model = random_model(fields, device, torch.float32)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
@@ -364,7 +369,7 @@ def exact_lines(tokenizer, size, device):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False, pad_token_id=1
         )
         same += answer.text == tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
-    yield f"float32, 4 layers: {same} of {len(prompts)} answers of 32 tokens are those of generate, one prompt at a time"
+    yield f"float32, 4 layers: {same} of {len(prompts)} answers of 32 tokens are those of generate, one at a time"
     assert same == len(prompts)
 
 
@@ -398,8 +403,8 @@ def training_lines(tokenizer, size, device, dtype):
                 seconds.append(time.perf_counter() - started)
             rate = n_rows * n_tokens * (steps - 2) / (seconds[2] - seconds[1])
             yield (
-                f"fine-tuning {n_weights / 1e9:.2f} G weights, {name}: {rate:,.0f} tokens/s, {n_rows} rows of {n_tokens} tokens a "
-                f"step, {peak_gigabytes(device):.1f} GB; start and end {seconds[1]:.0f} s"
+                f"fine-tuning {n_weights / 1e9:.2f} G weights, {name}: {rate:,.0f} tokens/s, {n_rows} rows of "
+                f"{n_tokens} tokens a step, {peak_gigabytes(device):.1f} GB; start and end {seconds[1]:.0f} s"
             )
 
 
@@ -424,11 +429,8 @@ def main():
             gc.collect()
 
     name = device_name(device)
-    show(
-        [
-            f"{name}, {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}"
-        ]
-    )
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
+    show([f"{name}, {platform.machine()}, Python {platform.python_version()}, {versions}"])
     bandwidth, rate = measure_ceilings(device, dtype, size)
     show([f"copy {bandwidth / 1e9:.0f} GB/s read and written, matrix product {rate / 1e12:.1f} TFLOP/s ({dtype})"])
     show(merge_lines(device, dtype, size, bandwidth))

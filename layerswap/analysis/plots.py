@@ -314,7 +314,7 @@ def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -
         The figure.
     """
     languages, doses = (list(dict.fromkeys(table[column])) for column in ("language", "dose"))
-    size = (2.1 * len(languages) + 1.6, 1.6 * len(doses) + 0.8)
+    size = (2.7 * len(languages) + 1.6, 1.6 * len(doses) + 0.8)
     figure, axes = plt.subplots(len(doses), len(languages), figsize=size, sharey=True, squeeze=False)
     for (i, j), axis in np.ndenumerate(axes):
         panel = table[(table.dose == doses[i]) & (table.language == languages[j])]
@@ -326,10 +326,10 @@ def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -
                           color=colour, label=line)  # fmt: skip
         axis.axhline(0, color="0.4", lw=0.8)
         n = panel.groupby("amount", sort=False).n.max()
-        labels = [f"{amount}\nn = {n[amount]}" for amount in amounts]
-        axis.set_xticks(range(len(amounts)), labels)
+        is_same = n.nunique() == 1
+        axis.set_xticks(range(len(amounts)), amounts if is_same else [f"{key}\n(n = {n[key]})" for key in amounts])
         axis.set_title("" if i else LANGUAGE_NAMES.get(languages[j], languages[j]))
-        axis.set_xlabel(doses[i])
+        axis.set_xlabel(f"{doses[i]} (n = {n.iloc[0]})" if is_same else doses[i])
     axes[0, -1].legend(**BESIDE)
     pairs = "1 pair" if n_pairs == 1 else f"{n_pairs} pairs"
     figure.supylabel(f"exact match, difference ({pairs} of experts, 95 % interval)", fontsize=8)
