@@ -183,10 +183,10 @@ def recipe_digest(base: Path, fine_tuning: dict[str, Any]) -> str:
     return json_digest([weights_digest(base), digests, fine_tuning])
 
 
-def card(table: pd.DataFrame, recipe: str) -> str:
+def card(table: pd.DataFrame, digest: str) -> str:
     """The table as Markdown: a row for each criterion and seed, a column for each language; what is missed is bold."""
     languages = list(dict.fromkeys(table.language))
-    lines = [f"Recipe {recipe}.\n"]
+    lines = [f"Recipe {digest}.\n"]
     lines += ["| criterion | seed | " + " | ".join(languages) + " |", "| --- | --- |" + " --- |" * len(languages)]
     for (criterion, seed), rows in table.groupby(["criterion", "seed"], sort=False):
         cells = {row.language: card_cell(row) for row in rows.itertuples()}
@@ -219,8 +219,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     fine_tuning = load_profile(Project(), "lab")["01_experts"]["fine_tuning"]
     fine_tuning |= {key: type(fine_tuning[key])(value) for key, value in (pair.split("=") for pair in arguments.set)}
-    recipe = recipe_digest(arguments.base, fine_tuning)
-    print(f"recipe {recipe}", flush=True)
+    digest = recipe_digest(arguments.base, fine_tuning)
+    print(f"recipe {digest}", flush=True)
     if arguments.recipe:
         return
     seeds, languages, n, split = arguments.seeds, arguments.languages, arguments.n, arguments.split
@@ -248,7 +248,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(arguments.out, index=False)
-    arguments.out.with_suffix(".md").write_text(card(table, recipe), encoding="utf-8")
+    arguments.out.with_suffix(".md").write_text(card(table, digest), encoding="utf-8")
 
 
 CACHE = Path("build/criteria")

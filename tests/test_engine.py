@@ -14,6 +14,7 @@ from transformers import (
     DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GptOssConfig,
     Llama4TextConfig,
     LlamaConfig,
@@ -103,6 +104,26 @@ def test_tokens_are_those_of_generate(model_and_tokenizer, shared, steps, monkey
         assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
         assert (answer.stop, answer.n_tokens) == (("eos", len(tokens) - 1) if ended else ("length", 12))
     assert len({answer.text for answer in answers}) > 6
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_answers_that_fill_the_context_of_learned_positions(steps, device, monkeypatch):
+    """Slots that are filled up must not lie behind the last position."""
+    monkeypatch.setattr(engine, "decode_steps", STEPS[steps])
+    tokenizer = word_tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=30, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None,
+        pad_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval().to(device)
+    texts = [" ".join(["one two three four"] * 5)[: -5 * cut or None] for cut in (0, 1)]
+    lengths = [len(tokenizer(text).input_ids) for text in texts]
+    assert prefix_attention.supports_shared_attention(model) and max(lengths) == 20
+    for text, length, answer in zip(texts, lengths, generate(model, tokenizer, texts, 10), strict=True):
+        ids = tokenizer(text, return_tensors="pt").input_ids.to(device)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+        assert answer.text == tokenizer.decode(output[0, length:], skip_special_tokens=True)
 
 
 def test_tokens_do_not_depend_on_how_a_kernel_lays_out_its_output(model_and_tokenizer, monkeypatch, capsys):

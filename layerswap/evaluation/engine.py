@@ -7,7 +7,6 @@ arXiv 2211.17192) with n-grams of the context in place of a draft model. It is l
 tokens are those of ``model.generate`` (float32, one prompt at a time).
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -22,6 +21,7 @@ from layerswap.errors import UserError
 from layerswap.evaluation.decode_steps import decode_steps
 from layerswap.evaluation.prefix_attention import (
     SharedCache,
+    context_length,
     forward,
     run_prefix,
     shared_attention,
@@ -38,8 +38,6 @@ PREFILL_TOKENS = 2048  # tokens of prompts that run through the model at once
 MAX_LOGITS = 1 << 28  # logits of continuations held at once (1 GiB in float32)
 MAX_SCORES = 1 << 28  # attention scores held at once, where torch's own kernel cannot be used
 NGRAM = 3  # tokens looked up in the context, to draft those that followed them
-
-CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")  # what families call it
 
 NgramIndex = dict[tuple[int, ...], int]
 
@@ -142,11 +140,6 @@ def encode_prompts(
         if not ids:
             raise UserError(f"prompt {text[:40]!r} has no tokens, expected some")
     return encoded
-
-
-def context_length(config: "PreTrainedConfig") -> float:
-    """The tokens that a model can read; no bound where its config names none (ALiBi, for one)."""
-    return next((length for field in CONTEXT_FIELDS if (length := getattr(config, field, None))), math.inf)
 
 
 def encode_continuations(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], n_prompts: int) -> list[list[int]]:

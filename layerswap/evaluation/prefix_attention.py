@@ -7,6 +7,7 @@ all problems of a language; they run through the model once. The new tokens of a
 into one line, so no padding is computed; only in the attention to its suffix does each row stand by itself.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ from transformers.cache_utils import DynamicLayer
 from layerswap.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 NAME = "layerswap"  # of this attention in transformers
 GROWTH = 64  # tokens by which the buffers of the suffixes grow
 MAX_SPLIT_TOKENS = 8  # new tokens a row, up to which a copy of the prefix for each row costs more than it saves
+CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")  # what families call it
 SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
 LayerKV = tuple[Tensor, Tensor]  # keys and values of one layer
@@ -76,9 +78,11 @@ class SharedCache(Cache):
     """
 
     def __init__(self, model: "PreTrainedModel", prefix: Sequence[LayerKV], n_rows: int) -> None:
-        n_layers = model.config.get_text_config().num_hidden_layers
-        super().__init__(layers=[SuffixKVLayer(self) for _ in range(n_layers)])
+        config = model.config.get_text_config()
+        super().__init__(layers=[SuffixKVLayer(self) for _ in range(config.num_hidden_layers)])
         self.prefix, self.n_rows, self.device = prefix, n_rows, model.device
+        # No token of an answer is ever read at the last position.
+        self.last_column = int(min(context_length(config), 1 << 62)) - self.prefix_length - 1
 
     @property
     def prefix_length(self) -> int:
@@ -122,7 +126,7 @@ class SharedCache(Cache):
         slots = torch.arange(n_slots, device=self.device)
         self.step_rows, self.step_width, self.n_columns = slice(0, self.n_rows), n_slots, n_columns
         self.token_row = torch.arange(self.n_rows, device=self.device)[:, None].expand(-1, n_slots).flatten()
-        self.token_column = (inputs[:, -1:] + slots).flatten()  # [rows * slots]
+        self.token_column = (inputs[:, -1:] + slots).clamp(max=self.last_column).flatten()  # [rows * slots]
         self.begin_masks(is_fixed=True)
         return inputs[:, :-1].flatten()
 
@@ -171,6 +175,11 @@ class SharedCache(Cache):
             mask = keys <= position
             self.masks[window, padded] = mask if window is None else mask & (keys > position - window)
         return self.masks[window, padded]
+
+
+def context_length(config: "PreTrainedConfig") -> float:
+    """The tokens that a model can read; no bound where its config names none (ALiBi, for one)."""
+    return next((length for field in CONTEXT_FIELDS if (length := getattr(config, field, None))), math.inf)
 
 
 def supports_shared_attention(model: "PreTrainedModel") -> bool:
@@ -228,9 +237,9 @@ def logits_difference(model: "PreTrainedModel", by_own_cache: bool = False) -> f
         steps = []
         for suffix in suffixes:
             cache = DynamicCache(config=config)
-            parts = [prefix, suffix[:n_first], suffix[n_first:]]
-            inputs = [torch.tensor([part], device=model.device) for part in parts]
-            steps.append([model(input_ids=part, past_key_values=cache).logits[0] for part in inputs][1:])
+            segments = [prefix, suffix[:n_first], suffix[n_first:]]
+            inputs = [torch.tensor([segment], device=model.device) for segment in segments]
+            steps.append([model(input_ids=segment, past_key_values=cache).logits[0] for segment in inputs][1:])
     else:
         shared = SharedCache(model, run_prefix(model, prefix), len(suffixes))
         with shared_attention(model):
