@@ -14,7 +14,7 @@ from layerswap.run.profiles import Project
 
 LANGUAGES = ["sw", "bn"]
 METHODS = [
-    "base", "math expert", "language expert", "joint SFT", "revert after training", "soup",
+    "base", "math expert", "language expert", "revert after training", "soup",
     "task arithmetic at 1", "TIES", "layer swap", "transition removed", "only bottom", "widths chosen",
     "searched weights",
 ]  # fmt: skip
