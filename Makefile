@@ -6,6 +6,9 @@ PYTHON    ?= python3
 NOTEBOOKS := $(shell grep -lE '"layerswap": *\{' notebooks/*.ipynb | sed -nE 's|^notebooks/([0-9]{2}_[A-Za-z0-9_]+)\.ipynb$$|\1|p')
 ON_REQUEST := $(patsubst notebooks/%.ipynb,%,$(shell grep -lE '"on_request": *true' notebooks/*.ipynb))
 RUN       := -m layerswap.run
+# Notebooks at once: of the lab two, with a thread each, as two threads on so small a model are no faster than one.
+JOBS      ?= $(if $(filter ci lab%,$(PROFILE)),2,1)
+MAKEFLAGS += -j$(JOBS)
 # An active conda environment in which layerswap is installed (environment.yml) is used as it is; else .venv is made.
 CONDA     := $(if $(CONDA_PREFIX),$(shell ls -d "$$CONDA_PREFIX"/lib/python3.*/site-packages/layerswap-*.dist-info 2>/dev/null))
 PY        := $(if $(CONDA),"$$CONDA_PREFIX"/bin/python,.venv/bin/python)

@@ -85,10 +85,10 @@ def test_what_a_later_notebook_would_refuse_is_refused_before_the_first_one(note
 
 
 def test_baselines_cost_too():
-    settings = settings_of("lab")
-    text = "\n".join(cost.cost_report("lab", settings))
-    assert "1 joint sw expert(s), all weights: 160 steps" in text
-    assert "1 frozen math expert(s), all weights: 60 steps" in text
+    settings = settings_of("lab-3x3")
+    text = "\n".join(cost.cost_report("lab-3x3", settings))
+    assert "3 joint sw expert(s), all weights: 220 steps" in text
+    assert "3 frozen math expert(s), all weights: 120 steps" in text
     settings["01_experts"]["baselines"] = []
     assert "joint" not in "\n".join(cost.cost_report("lab", settings))
     settings["01_experts"]["baselines"] = ["sft"]
@@ -131,7 +131,7 @@ def test_lora_costs_less():
 
 def test_a_model_that_is_here():
     text = "\n".join(cost.cost_report("lab", settings_of("lab")))
-    assert "1.7 million weights (by its files)" in text and "0 model(s) to fetch" in text
+    assert "0.7 million weights (by its files)" in text and "0 model(s) to fetch" in text
 
 
 def test_a_name_without_a_size():
