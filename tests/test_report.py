@@ -64,10 +64,10 @@ def test_the_labs_tables_have_every_condition_once(name):
 
 
 @pytest.mark.parametrize("name", ["transition_removed", "top_bottom", "mgsm_paired"])
-def test_the_labs_sample_detects_five_points(name):
+def test_the_labs_sample_detects_seven_points(name):
     table = pd.read_csv(FIGURES / "lab" / f"{name}.csv")
     pooled = table[(table.language == "pooled") & ~table.get("measure", table.language).str.startswith("answer")]
-    assert len(pooled) and (pooled.minimum_detectable_effect < 0.05).all()
+    assert len(pooled) and (pooled.minimum_detectable_effect.dropna() < 0.07).all()
 
 
 def findings_of(root, *profiles):
