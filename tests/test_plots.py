@@ -145,7 +145,7 @@ def test_doses():
                           n=20 + (dose == "words") * int(amount))
               for dose in ("words", "both") for amount in ("0", "1")]  # fmt: skip
     figure = plots.dose_panels(pd.concat(tables), {"a": "k", "b": "r"}, 9)
-    assert [axis.get_xlabel() for axis in figure.axes] == ["words", "words", "both (n = 20)", "both (n = 20)"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["words", "words", "both\n(n = 20)", "both\n(n = 20)"]
     assert points(figure.axes[0]) == [(-0.06, 0.0), (0.94, 0.0), (0.06, 0.2), (1.06, 0.2)]
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0\n(n = 20)", "1\n(n = 21)"]
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["0", "1"]

@@ -329,7 +329,7 @@ def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -
         is_same = n.nunique() == 1
         axis.set_xticks(range(len(amounts)), amounts if is_same else [f"{key}\n(n = {n[key]})" for key in amounts])
         axis.set_title("" if i else LANGUAGE_NAMES.get(languages[j], languages[j]))
-        axis.set_xlabel(f"{doses[i]} (n = {n.iloc[0]})" if is_same else doses[i])
+        axis.set_xlabel(f"{doses[i]}\n(n = {n.iloc[0]})" if is_same else doses[i])
     axes[0, -1].legend(**BESIDE)
     pairs = "1 pair" if n_pairs == 1 else f"{n_pairs} pairs"
     figure.supylabel(f"exact match, difference ({pairs} of experts, 95 % interval)", fontsize=8)
