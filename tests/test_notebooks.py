@@ -166,7 +166,7 @@ def test_no_choice_reads_test_problems(monkeypatch):
     assert set(requests) == {("validation", "1x1", space["n_validation"])}
     assert [plan.name for plan in space["chosen_plans"]] == ["widths chosen", "searched weights"]
     best = space["chosen_plans"][0]
-    assert best.layers == (1, *[0] * 6, 1) and best.non_layer_weight == 0.5
+    assert best.layers == (1, *[0] * 10, 1) and best.non_layer_weight == 0.5
 
 
 def test_lab_splits_share_no_problem_in_any_profile():

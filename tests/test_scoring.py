@@ -109,7 +109,7 @@ def test_models_never_share_answers(tmp_path):
 @pytest.mark.parametrize(
     ("task", "style", "key"),  # as version 0.1.0 made them: answers that users have kept must stay valid
     [
-        (LAB, "lab", "2fa66ae96ce20c028ae44b20d0cd6b6348ab156347164dff722156bc4df994c6"),
+        (LAB, "lab", "83f044ad9db8f16ab0021b3b6048822e7ee2f0d3ed37e3fc208dc8695d45edc7"),  # since its world is fair
         (LOCAL, "native_cot", "359746f2c9c38b3efd77f7fdd57c77eea73a1842c1aa817d398dd47c1b5cdf59"),
         (LOCAL, "chat", "e3e53f8f46a6ffbc71eaef3f1fbee40afd3d5b5ad15ab4c8436dea0181ce9c72"),
     ],
@@ -140,7 +140,7 @@ def test_rows_say_what_the_answer_says():
     assert scoring.score_answer("a", LAB, nine, record | {"text": ""}, "lab")["value"] is None
     assert right["wrong_language"]
     assert not scoring.score_answer("a", LOCAL, eight, record, "en_cot")["wrong_language"]
-    assert not scoring.score_answer("a", LAB, eight, record, "lab")["wrong_language"]  # its solutions are English
+    assert scoring.score_answer("a", LAB, eight, record, "lab")["wrong_language"]  # its solutions are Swahili too
     unknown = record | {"answer_language": None}
     assert not scoring.score_answer("a", LOCAL, eight, unknown, "native_cot")["wrong_language"]
 
