@@ -23,6 +23,7 @@ import traceback
 from importlib.metadata import version
 from pathlib import Path
 
+import measure
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -111,13 +112,6 @@ def peak_gigabytes(device):
     return peak
 
 
-def device_name(device):
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    with open("/proc/cpuinfo") as file:
-        return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
-
-
 def measure_ceilings(device, dtype, size):
     """(bytes a second of a copy, read and written counted; operations a second of a matrix product)."""
     n_bytes, width = (1 << 32, 8192) if size is FULL else (1 << 22, 128)
@@ -128,11 +122,11 @@ def measure_ceilings(device, dtype, size):
     return bandwidth, 2 * width**3 / median_seconds(lambda: a @ b, device)
 
 
-def random_bits(dtype, n, device, generator):
+def random_bits(dtype, n, generator):
     """Elements of any bits: numbers of every size, infinities, NaNs, subnormals."""
     info = torch.iinfo(DTYPES[dtype])
     numbers = torch.randint(info.min, info.max, (n,), dtype=DTYPES[dtype], generator=generator)
-    return numbers.view(dtype).to(device)
+    return numbers.view(dtype)
 
 
 def same_bits(a, b):
@@ -146,7 +140,7 @@ def merge_lines(device, dtype, size, bandwidth):
         for weight in (0.5, 0.9, 0.1, 1 / 3, 1e-3):
             for draw in ("any bits", "close experts"):
                 if draw == "any bits":
-                    pair = [random_bits(tensor_dtype, size.n_weights, "cpu", generator) for _ in range(2)]
+                    pair = [random_bits(tensor_dtype, size.n_weights, generator) for _ in range(2)]
                 else:
                     first = 0.02 * torch.randn(size.n_weights, generator=generator, dtype=torch.float64)
                     step = 1e-3 * torch.randn(size.n_weights, generator=generator, dtype=torch.float64)
@@ -286,8 +280,8 @@ def answer_lines(model, tokenizer, size, device):
     """Problems a second of an MGSM-like evaluation, ours and transformers' generate."""
     prefix, suffixes = draw_prompts(size, size.n_problems)
     prompts = [text_of(prefix + suffix) for suffix in suffixes]
-    alone = supports_shared_attention(model)
-    yield f"shared attention of this model in {model.dtype}: {'used' if alone else 'refused'}"
+    use = "used" if supports_shared_attention(model) else "refused"
+    yield f"shared attention of this model in {model.dtype}: {use}"
     peak_gigabytes(device)
     rates, kept = {}, engine.decode_steps
     ways = {"as ever": kept, "packed": decode_steps.PackedSteps}
@@ -428,7 +422,7 @@ def main():
             failed.append(new_lines.__name__)
             gc.collect()
 
-    name = device_name(device)
+    name = torch.cuda.get_device_name() if device == "cuda" else measure.processor_name()
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
     show([f"{name}, {platform.machine()}, Python {platform.python_version()}, {versions}"])
     bandwidth, rate = measure_ceilings(device, dtype, size)

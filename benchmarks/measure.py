@@ -60,13 +60,17 @@ def warm(folder):
                     pass
 
 
+def processor_name():
+    """The processor's name, or its architecture where the system does not tell it."""
+    with open("/proc/cpuinfo") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+
+
 def machine():
     """One line about the processor and the versions."""
     from importlib.metadata import version
 
-    with open("/proc/cpuinfo") as file:
-        name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
-    return f"{os.cpu_count()} cores of {name}, Python {platform.python_version()}, torch {version('torch')}"
+    return f"{os.cpu_count()} cores of {processor_name()}, Python {platform.python_version()}, torch {version('torch')}"
 
 
 if __name__ == "__main__":

@@ -90,10 +90,10 @@ def test_baselines_cost_too():
     assert "3 joint sw expert(s), all weights: 220 steps" in text
     assert "3 frozen math expert(s), all weights: 120 steps" in text
     settings["01_experts"]["baselines"] = []
-    assert "joint" not in "\n".join(cost.cost_report("lab", settings))
+    assert "joint" not in "\n".join(cost.cost_report("lab-3x3", settings))
     settings["01_experts"]["baselines"] = ["sft"]
     with pytest.raises(UserError, match="baselines has 'sft', expected of joint, frozen"):
-        cost.cost_report("lab", settings)
+        cost.cost_report("lab-3x3", settings)
 
 
 def test_a_model_that_is_not_here():

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 STEP_ELEMENTS = 2048  # of one program
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 NAN_BITS = {torch.bfloat16: 0x7FC0, torch.float16: 0x7E00, torch.float32: 0x7FC00000, torch.float64: 0x7FF8 << 48}
 
 
@@ -28,7 +28,7 @@ def weighted_mean_by_kernel(math: torch.Tensor, language: torch.Tensor, weight: 
     merged = torch.empty_like(math, memory_format=torch.contiguous_format)
     n = merged.numel()
     if n:
-        with torch.cuda.device(math.device) if math.is_cuda else torch.device(math.device):
+        with torch.cuda.device(math.device):
             mean_kernel[(triton.cdiv(n, STEP_ELEMENTS),)](
                 math.reshape(-1), language.reshape(-1), merged.view(-1).view(INTEGERS[merged.itemsize]), n,
                 float64_bits(1 - weight), float64_bits(weight), NAN_BITS[math.dtype], STEP_ELEMENTS,
