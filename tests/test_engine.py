@@ -29,7 +29,7 @@ from transformers import (
 
 from layerswap.errors import UserError
 from layerswap.evaluation import decode_steps, engine, prefix_attention
-from layerswap.evaluation.engine import generate, nll, shared_length, stream
+from layerswap.evaluation.engine import alternatives_nll, generate, nll, shared_length, stream
 
 SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
 FAMILIES = {
@@ -253,6 +253,34 @@ def test_nll_is_that_of_a_forward_pass(model_and_tokenizer, shared, monkeypatch)
     monkeypatch.setattr(engine, "MAX_LOGITS", 1)  # one token at a time
     by_token = nll(model, tokenizer, texts, continuations)
     assert [loss.nats for loss in by_token] == pytest.approx([loss.nats for loss in losses], rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+def test_alternatives_have_the_losses_that_each_has_alone(model_and_tokenizer, shared, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    texts = make_prompts(tokenizer, shared)
+    words = [word for word in sorted(tokenizer.get_vocab()) if word not in tokenizer.all_special_tokens]
+    # One to four texts a prompt: alike but for the last token, of other lengths, one twice.
+    heads = ["", f"{words[3]} ", f"{words[5]} {words[9]} "]
+    alternatives = [
+        [heads[(i + j // 2) % 3] + words[(i * j) % len(words)] for j in range(1 + i % 4)] for i in range(len(texts))
+    ]
+    scored = alternatives_nll(model, tokenizer, texts, alternatives, batch_tokens=200)
+    assert list(map(len, scored)) == list(map(len, alternatives))
+    for text, of_prompt, losses in zip(texts, alternatives, scored, strict=True):
+        for alternative, loss in zip(of_prompt, losses, strict=True):
+            first, second = tokenizer(text).input_ids, tokenizer(alternative).input_ids
+            with torch.no_grad():
+                ids = torch.tensor([first + second], device=model.device)
+                logits = model(ids).logits[0, len(first) - 1 : -1].double().log_softmax(-1)
+            expected = -sum(logits[i, token].item() for i, token in enumerate(second))
+            assert (loss.n_tokens, loss.n_bytes) == (len(second), len(alternative.encode()))
+            assert loss.nats == pytest.approx(expected, rel=1e-4)
+    monkeypatch.setattr(engine, "MAX_LOGITS", 1)  # one token at a time
+    by_token = alternatives_nll(model, tokenizer, texts, alternatives)
+    assert [[loss.nats for loss in row] for row in by_token] == [
+        pytest.approx([loss.nats for loss in row], rel=1e-4) for row in scored
+    ]
 
 
 @pytest.mark.parametrize("shared", [0, 40])

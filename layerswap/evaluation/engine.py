@@ -142,10 +142,14 @@ def encode_prompts(
     return encoded
 
 
-def encode_continuations(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], n_prompts: int) -> list[list[int]]:
-    """Token ids of each prompt's continuation, without special tokens. UserError for one without tokens."""
-    if len(texts) != n_prompts:
-        raise UserError(f"there are {len(texts)} continuations, expected one for each of {n_prompts} prompts")
+def check_continuations(n_continuations: int, n_prompts: int) -> None:
+    """UserError unless there are as many of both."""
+    if n_continuations != n_prompts:
+        raise UserError(f"there are {n_continuations} continuations, expected one for each of {n_prompts} prompts")
+
+
+def encode_continuations(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each continuation, without special tokens. UserError for one without tokens."""
     encoded = tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
     if not all(encoded):
         raise UserError(f"continuation {texts[encoded.index([])]!r} has no tokens, expected some")
@@ -221,7 +225,8 @@ def stream(
         raise UserError(f"stop is {stop!r}, expected a list of strings, none of them empty")
     continuation_ids: list[list[int]] = [[] for _ in prompts]
     if continuations is not None:
-        continuation_ids = encode_continuations(tokenizer, continuations, len(prompts))
+        check_continuations(len(continuations), len(prompts))
+        continuation_ids = encode_continuations(tokenizer, continuations)
     token_budgets = [max(max_new_tokens, len(ids)) for ids in continuation_ids]
     encoded = encode_prompts(tokenizer, prompts, model.config, token_budgets, add_special_tokens=not templated)
     requested = set(range(len(prompts))) if indices is None else indices
@@ -250,7 +255,8 @@ def stream(
         suffixes, nats = [encoded[i][shared:] for i in group], [0.0] * len(group)
         cache, logits = prefill(model, prefix, suffixes)
         if continuations is not None:
-            nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
+            continuations_of_rows = [[continuation_ids[i]] for i in group]
+            nats = [first for first, in score_continuations(model, cache, logits, suffixes, continuations_of_rows)]
         decoded = decode(model, tokenizer, cache, logits, suffixes, prefix_ids, max_new_tokens, stop)
         return {group[row]: to_generation(group[row], answer, reason, nats[row]) for row, answer, reason in decoded}
 
@@ -379,28 +385,36 @@ def prefill(
 
 def score_continuations(
     model: "PreTrainedModel", cache: SharedCache, logits: Tensor, suffixes: Sequence[Sequence[int]],
-    continuation_ids: Sequence[Sequence[int]],
-) -> list[float]:  # fmt: skip
-    """Nats of each row's continuation (one token or more), teacher-forced.
+    continuation_ids: Sequence[Sequence[Sequence[int]]],
+) -> list[list[float]]:  # fmt: skip
+    """Nats of each row's continuations, teacher-forced.
 
-    ``cache`` and ``logits`` are as ``prefill`` returned them for ``suffixes``; decoding may start from them afterwards.
+    Args:
+        cache, logits: as ``prefill`` returned them for ``suffixes``; decoding may start from them afterwards.
+        suffixes: token ids of each prompt after the shared prefix.
+        continuation_ids: of each row one or more, of one token or more; those of a row differ in their last token only.
     """
-    first = torch.tensor([ids[0] for ids in continuation_ids], device=logits.device)  # [rows]
-    nats = F.cross_entropy(logits.float(), first, reduction="none").double()  # [rows]
+    n_most = max(map(len, continuation_ids))
+    nats = torch.zeros(len(suffixes) * n_most, dtype=torch.float64, device=logits.device)  # [rows * most of a row]
+
+    def add_losses(predictions: Tensor, places: Sequence[tuple[int, int]]) -> None:
+        """predictions [new, vocabulary]; places: (row, which token of its continuations) of each of them."""
+        targets = torch.tensor([
+            (i, ids[place], row * n_most + which)
+            for i, (row, place) in enumerate(places)
+            for which, ids in enumerate(continuation_ids[row])
+        ], device=nats.device)  # [targets, 3]  # fmt: skip
+        log_probabilities = F.log_softmax(predictions.float(), -1)[targets[:, 0], targets[:, 1]]  # [targets]
+        nats.index_add_(0, targets[:, 2], -log_probabilities.double())
+
+    add_losses(logits, [(row, 0) for row in range(len(suffixes))])
     step = max(1, MAX_LOGITS // logits.numel())
-    for start in range(0, max(map(len, continuation_ids)) - 1, step):
-        new_ids = [ids[start : min(start + step, len(ids) - 1)] for ids in continuation_ids]
-        targets = [
-            token
-            for ids, inputs in zip(continuation_ids, new_ids, strict=True)
-            for token in ids[start + 1 : start + 1 + len(inputs)]
-        ]
+    for start in range(0, max(len(ids) for ids, *_ in continuation_ids) - 1, step):
+        new_ids = [ids[start : min(start + step, len(ids) - 1)] for ids, *_ in continuation_ids]
         starts = [len(suffix) + start for suffix in suffixes]
         predictions = forward(model, cache, new_ids, starts, every_token=True)  # [new, vocabulary]
-        target_ids = torch.tensor(targets, device=logits.device)  # [new]
-        losses = F.cross_entropy(predictions.float(), target_ids, reduction="none").double()  # [new]
-        nats.index_add_(0, cache.token_row, losses)
-    return nats.tolist()
+        add_losses(predictions, [(row, start + 1 + i) for row, ids in enumerate(new_ids) for i in range(len(ids))])
+    return [row[: len(ids)] for row, ids in zip(nats.view(-1, n_most).tolist(), continuation_ids, strict=True)]
 
 
 def answer_alone(
@@ -449,44 +463,77 @@ def nll(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str],
     continuations: Sequence[str], batch_tokens: int = PREFILL_TOKENS,
 ) -> list[Loss]:  # fmt: skip
-    """The loss of each continuation given its prompt.
+    """The loss of each continuation given its prompt: ``alternatives_nll`` with one text a prompt."""
+    alternatives = [[text] for text in continuations]
+    return [loss for loss, in alternatives_nll(model, tokenizer, prompts, alternatives, batch_tokens)]
 
-    The prompt's tokens are those of the prompt alone, the continuation's those of the continuation alone, and the end
-    of text is not scored.
+
+@torch.inference_mode()
+def alternatives_nll(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str],
+    alternatives: Sequence[Sequence[str]], batch_tokens: int = PREFILL_TOKENS,
+) -> list[list[Loss]]:  # fmt: skip
+    """The losses of several texts given the same prompt, as of the choices of lm-eval's multiple-choice tasks.
+
+    The prompt's tokens are those of the prompt alone, a text's those of the text alone, and the end of text is not
+    scored. The prompt runs through the model once, and texts that differ in their last token only once together.
 
     Args:
         model, tokenizer: as in ``stream``.
         prompts: texts.
-        continuations: a text for each prompt.
+        alternatives: texts for each prompt, one or more.
         batch_tokens: of a batch beside the shared prefix.
 
     Returns:
-        One ``Loss`` per prompt, in their order.
+        For each prompt the losses of its texts, in their order.
 
     Raises:
         UserError: as ``stream`` for prompts, continuations, tokenizer and model; too little memory for the shared
             prefix or a batch.
     """
-    continuation_ids = encode_continuations(tokenizer, continuations, len(prompts))
-    token_budgets = list(map(len, continuation_ids))
+    check_continuations(len(alternatives), len(prompts))
+    encoded = iter(encode_continuations(tokenizer, [text for texts in alternatives for text in texts]))
+    text_ids = [[next(encoded) for _ in texts] for texts in alternatives]
+    token_budgets = [max(map(len, ids)) for ids in text_ids]
     prompt_ids = encode_prompts(tokenizer, prompts, model.config, token_budgets, add_special_tokens=True)
     if not supports_shared_attention(model):
         return [
-            Loss(continuation_nats(model, first, second), len(second), len(text.encode()))
-            for first, second, text in zip(prompt_ids, continuation_ids, continuations, strict=True)
-        ]
-    shared, losses = shared_length(prompt_ids), {}
+            [Loss(continuation_nats(model, prompt, ids), len(ids), len(text.encode()))
+             for ids, text in zip(ids_of_texts, texts, strict=True)]
+            for prompt, ids_of_texts, texts in zip(prompt_ids, text_ids, alternatives, strict=True)
+        ]  # fmt: skip
+    shared, nats = shared_length(prompt_ids), [[0.0] * len(texts) for texts in alternatives]
     prefix = run_prefix(model, prompt_ids[0][:shared] if prompt_ids else [])
-    lengths = [len(first) + len(second) - shared for first, second in zip(prompt_ids, continuation_ids, strict=True)]
+    lengths = [len(ids) + budget - shared for ids, budget in zip(prompt_ids, token_budgets, strict=True)]
     with shared_attention(model):
         for group in batch_by_length(lengths, batch_tokens):
             group.sort(key=lambda i: -len(prompt_ids[i]))
             suffixes = [prompt_ids[i][shared:] for i in group]
+            # (row, which of its texts differ in their last token only)
+            rows = [(row, which) for row, i in enumerate(group) for which in alike_but_for_the_last(text_ids[i])]
             try:
                 cache, logits = prefill(model, prefix, suffixes)
-                nats = score_continuations(model, cache, logits, suffixes, [continuation_ids[i] for i in group])
+                if len(rows) > len(group):
+                    cache.keep_rows([row for row, _ in rows])
+                    logits = logits[[row for row, _ in rows]]  # [rows, vocabulary]
+                scored = score_continuations(
+                    model, cache, logits, [suffixes[row] for row, _ in rows],
+                    [[text_ids[group[row]][k] for k in which] for row, which in rows],
+                )  # fmt: skip
             except torch.cuda.OutOfMemoryError:
                 raise UserError(f"{model.device}: no memory for {len(group)} texts; lower batch_tokens") from None
-            for i, total in zip(group, nats, strict=True):
-                losses[i] = Loss(total, len(continuation_ids[i]), len(continuations[i].encode()))
-    return [losses[i] for i in range(len(prompts))]
+            for (row, which), totals in zip(rows, scored, strict=True):
+                for k, total in zip(which, totals, strict=True):
+                    nats[group[row]][k] = total
+    return [
+        [Loss(total, len(ids), len(text.encode())) for total, ids, text in zip(*of_prompt, strict=True)]
+        for of_prompt in zip(nats, text_ids, alternatives, strict=True)
+    ]
+
+
+def alike_but_for_the_last(text_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Places of the texts, together where all tokens but the last are the same."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for k, ids in enumerate(text_ids):
+        groups.setdefault(tuple(ids[:-1]), []).append(k)
+    return list(groups.values())

@@ -137,7 +137,7 @@ class SharedCache(Cache):
         self.n_attended = 0  # layers that came to ``attention`` in this step
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drop all rows of the batch but these."""
+        """Drop all rows of the batch but these; a row that is named several times is there as often."""
         self.n_rows = len(rows)
         for layer in self.layers:  # those that reuse the keys of another have no buffers
             layer.buffers = [buffer[torch.tensor(rows, device=self.device)] for buffer in layer.buffers]

@@ -130,7 +130,7 @@ def check_prompts(
 
     prompts, is_chat = [task.prompt(problem, exemplars, style) for problem in problems], style == "chat"
     texts = [apply_template(tokenizer, prompt) for prompt in prompts] if is_chat else prompts
-    references = encode_continuations(tokenizer, [task.reference_text(p, style) for p in problems], len(problems))
+    references = encode_continuations(tokenizer, [task.reference_text(p, style) for p in problems])
     token_budgets = [max(max_new_tokens, len(ids)) for ids in references]
     encode_prompts(tokenizer, texts, config, token_budgets, add_special_tokens=not is_chat)
 
