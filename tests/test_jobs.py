@@ -20,7 +20,7 @@ FINE_TUNING = {
     "math_data": [], "language_data": [], "math_samples": 0, "language_samples": 7, "math_steps": 2,
     "math_learning_rate": 1e-3, "language_steps": 3, "language_learning_rate": 2e-3, "batch_size": 4,
     "max_length": 100, "micro_batch": 0, "packing": False, "lora_rank": 0, "lora_alpha": 16.0, "launch": "",
-    "dtype": "float32",
+    "dtype": "float32", "frozen_embeddings": False, "softmax": "all",
 }  # fmt: skip
 
 
@@ -37,6 +37,9 @@ def test_jobs_of_experts_and_baselines(tmp_path):
     assert (math.frozen, frozen_math.frozen, frozen_language.frozen, joint.frozen) == ([], [0, 3], [1, 2], [])
     assert joint.rows == training_rows([], LAB, "math", 8, 7) + language.rows
     assert [(job.steps, job.learning_rate) for job in (math, language, joint)] == [(2, 1e-3), (3, 2e-3), (5, 2e-3)]
+    kept = plan_jobs(LAB, resolved, [5, 7], FINE_TUNING | {"frozen_embeddings": True}, baselines=["frozen"],
+                     frozen_for_math=[0, 3])  # fmt: skip
+    assert [job.frozen for job in kept[:4]] == [[-1], [-1], [-1], [-1, 0, 3]]
     assert str(frozen_math) == "frozen  math  seed 5:       8 rows, layers [0, 3] frozen"
 
 

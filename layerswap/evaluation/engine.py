@@ -256,7 +256,7 @@ def stream(
         cache, logits = prefill(model, prefix, suffixes)
         if continuations is not None:
             continuations_of_rows = [[continuation_ids[i]] for i in group]
-            nats = [first for first, in score_continuations(model, cache, logits, suffixes, continuations_of_rows)]
+            nats = [first for (first,) in score_continuations(model, cache, logits, suffixes, continuations_of_rows)]
         decoded = decode(model, tokenizer, cache, logits, suffixes, prefix_ids, max_new_tokens, stop)
         return {group[row]: to_generation(group[row], answer, reason, nats[row]) for row, answer, reason in decoded}
 
@@ -465,7 +465,7 @@ def nll(
 ) -> list[Loss]:  # fmt: skip
     """The loss of each continuation given its prompt: ``alternatives_nll`` with one text a prompt."""
     alternatives = [[text] for text in continuations]
-    return [loss for loss, in alternatives_nll(model, tokenizer, prompts, alternatives, batch_tokens)]
+    return [loss for (loss,) in alternatives_nll(model, tokenizer, prompts, alternatives, batch_tokens)]
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
-from .finetune import NON_LAYER as NON_LAYER, finetune as finetune
+from .finetune import finetune as finetune
 from .index import (
     BASELINES as BASELINES,
+    NON_LAYER as NON_LAYER,
     ExpertIndex as ExpertIndex,
     check_experts as check_experts,
     count_layers as count_layers,

@@ -36,12 +36,12 @@ from layerswap.checkpoints.safetensors import count_weights, read_header, weight
 from layerswap.errors import UserError, one_line
 from layerswap.experts import batching
 from layerswap.experts.batching import IGNORE_INDEX, EncodedRow, encode_rows, pack_rows, training_batches
+from layerswap.experts.index import NON_LAYER
 from layerswap.files import atomic_file, atomic_folder, check_space, file_digest, json_digest, locked, read_json, sync
 from layerswap.processor import has_fast_bfloat16
 from layerswap.progress import progress_options
 
 CHECKPOINT_SECONDS = 300  # of training between two checkpoints
-NON_LAYER = -1  # stands for embeddings, final norm and head in a list of layers
 RECORD = "training.json"  # an expert's fingerprint, number of processes and losses; in the scratch folder the first
 OLD_RECORD = "recipe.json"  # what earlier versions left in its place
 
@@ -138,7 +138,7 @@ def finetune(
     base: str | Path, rows: Sequence[dict[str, str]], out: str | Path, *, steps: int, learning_rate: float,
     batch_size: int, max_length: int, seed: int, threads: int, device: str = "cpu", dtype: str = "float32",
     lora_rank: int = 0, lora_alpha: float = 16.0, frozen: Sequence[int] = (), packing: bool = False,
-    micro_batch: int = 0, launch: str | Path = "",
+    micro_batch: int = 0, softmax: str = "all", launch: str | Path = "",
 ) -> Path:  # fmt: skip
     """Fine-tune a base model on rows of prompt and completion.
 
@@ -167,6 +167,8 @@ def finetune(
         frozen: layers that are not trained; ``NON_LAYER`` stands for embeddings, final norm and head.
         packing: rows laid end to end instead of padded, with the same loss.
         micro_batch: rows at once on a device (0: all); gradients are summed.
+        softmax: tokens that a prediction chooses from: "all", or "rows", those that occur in the rows. The latter is
+            another loss: nothing is learned about the other tokens. Of a large vocabulary it saves most of the time.
         launch: accelerate's YAML for several processes, which share each step's rows; empty: one process.
 
     Returns:
@@ -182,6 +184,7 @@ def finetune(
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length,
         "seed": seed, "threads": threads, "device": device, "dtype": dtype, "lora_rank": lora_rank,
         "lora_alpha": lora_alpha, "frozen": sorted(frozen), "packing": packing, "micro_batch": micro_batch,
+        "softmax": softmax,
     }  # fmt: skip
     out, header = Path(out), read_header(base)
     check_settings(base, settings, launch)
@@ -250,6 +253,7 @@ def check_settings(base: str | Path, settings: Settings, launch: str | Path) -> 
         ("lora_rank", settings["lora_rank"] >= 0, "0 or more"),
         ("lora_alpha", 0 < settings["lora_alpha"] < math.inf, "above 0"),
         ("micro_batch", settings["micro_batch"] >= 0, "0 or more"),
+        ("softmax", settings["softmax"] in ("all", "rows"), "all or rows"),
         ("frozen", all(NON_LAYER <= layer < n_layers for layer in settings["frozen"]),
          f"layers 0 to {n_layers - 1}, or {NON_LAYER} for the non-layer weights"),
         ("frozen", not {*range(n_layers)} <= {*settings["frozen"]} or not settings["lora_rank"], "a layer to train"),
@@ -313,6 +317,8 @@ def train(scratch: Path) -> None:
     for name, parameter in parameters.items():
         layer = layers.index(name)
         parameter.requires_grad_((NON_LAYER if layer is None else layer) not in settings["frozen"])
+    if settings["softmax"] == "rows":
+        encoded = restrict_softmax(model, encoded)
     arguments = SFTConfig(
         str(scratch), max_steps=settings["steps"], learning_rate=settings["learning_rate"],
         lr_scheduler_type="linear", warmup_steps=settings["steps"] // 10, weight_decay=0.0, max_length=None,
@@ -349,6 +355,23 @@ def train(scratch: Path) -> None:
         copy_model_files(base, scratch / "expert", "" if lora else "float32")  # the trainer changed pad token and cache
         with atomic_file(scratch / "result.json") as file:
             json.dump({"processes": n_processes, "losses": losses}, file)
+
+
+def restrict_softmax(model: torch.nn.Module, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """Let the model's head give logits of the tokens that occur in the rows only; returns the rows, with labels so.
+
+    The head's weights stay whole: they are saved as they were, and trained where they are not frozen.
+    """
+    token_ids = sorted({token for row in rows for token in row["input_ids"]})
+    place = dict(zip(token_ids, range(len(token_ids)), strict=True)) | {IGNORE_INDEX: IGNORE_INDEX}
+    head: Any = model.get_output_embeddings()
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:  # [..., hidden] -> [..., tokens of the rows]
+        chosen = torch.tensor(token_ids, device=hidden.device)
+        return F.linear(hidden, head.weight[chosen], None if head.bias is None else head.bias[chosen])
+
+    head.forward = forward
+    return [row | {"labels": [place[label] for label in row["labels"]]} for row in rows]
 
 
 def check_packing(model: torch.nn.Module, rows: Sequence[EncodedRow]) -> None:

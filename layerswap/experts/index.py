@@ -16,6 +16,7 @@ from layerswap.checkpoints.safetensors import weights_digest
 from layerswap.errors import UserError
 from layerswap.files import BUILD, ROOT, atomic_file, read_json, results_name
 
+NON_LAYER = -1  # stands for embeddings, final norm and head in a list of layers
 BASELINES = ("joint", "frozen")  # models that 01_experts trains beside the experts
 GROUPS = ("experts", "joint", "frozen")  # fields of an index that hold models: name -> folders, one a seed
 

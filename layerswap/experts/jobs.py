@@ -2,8 +2,8 @@
 
 ``fine_tuning`` is one dict of settings: math_data and language_data (data sets, as ``training_rows`` takes them),
 math_samples and language_samples (rows; 0: as many as the steps take), math_steps, math_learning_rate,
-language_steps, language_learning_rate, batch_size, max_length, micro_batch, packing, lora_rank, lora_alpha, launch
-(a file below the project) and dtype.
+language_steps, language_learning_rate, frozen_embeddings (whether embeddings, final norm and head keep the base's
+weights), launch (a file below the project), and what is passed on to ``finetune``.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,12 +14,13 @@ from typing import Any
 
 from layerswap.checkpoints.loading import resolve_model, unify_dtypes
 from layerswap.errors import UserError
-from layerswap.experts.index import ExpertIndex
+from layerswap.experts.index import NON_LAYER, ExpertIndex
 from layerswap.experts.training_data import Row, training_rows
 from layerswap.files import BUILD, ROOT, results_name
 from layerswap.tasks.base import Task
 
-PASSED_ON = ("batch_size", "max_length", "micro_batch", "packing", "lora_rank", "lora_alpha", "dtype")  # to finetune
+# To ``finetune``, under the same name.
+PASSED_ON = ("batch_size", "max_length", "micro_batch", "packing", "lora_rank", "lora_alpha", "softmax", "dtype")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def plan_jobs(
             rows, steps = rows_of("math", seed) + rows, fine_tuning["math_steps"] + steps
         label = f"{name}-{seed}" if group == "experts" else f"{group}-{name}-{seed}"
         learning_rate = fine_tuning[f"{subject}_learning_rate"]
-        return TrainingJob(group, name, seed, rows, list(frozen), label, steps, learning_rate)
+        all_frozen = sorted({*frozen, *[NON_LAYER] * fine_tuning["frozen_embeddings"]})
+        return TrainingJob(group, name, seed, rows, all_frozen, label, steps, learning_rate)
 
     missing = [(name, seed) for name, folders in resolved.items()
                for seed, folder in zip(seeds, folders, strict=True) if folder is None]  # fmt: skip

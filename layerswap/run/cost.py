@@ -13,14 +13,15 @@ from typing import Any
 from layerswap.checkpoints.layers import layer_count
 from layerswap.checkpoints.loading import HUB
 from layerswap.checkpoints.safetensors import count_weights, read_header
+from layerswap.checkpoints.wheels import WHEEL_MODELS
 from layerswap.errors import UserError
 from layerswap.experts.index import check_experts, pair_counts
 from layerswap.experts.jobs import subject_of
 from layerswap.experts.training_data import parse_mixture, training_rows
-from layerswap.files import BUILD, ROOT
+from layerswap.files import ROOT
 from layerswap.lab.world import BASE
 from layerswap.run.experiments import Condition, Experiment, profile_experiments
-from layerswap.run.profiles import Parameters, find_task
+from layerswap.run.profiles import Parameters, find_task, wheel_base
 
 # What a device does of its best, assumed: floating-point operations and bytes of memory a second.
 SPEED = {"cpu": (2e11, 2e10), "cuda": (4e14, 2e12)}  # two cores of a server; an H100 in bfloat16
@@ -28,7 +29,6 @@ BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
 BYTES_PER_TRAINED_WEIGHT = 16  # itself, its gradient, two moments of AdamW, all in float32
 QUESTION_TOKENS = 150  # about
 ROWS_AT_ONCE = 32  # answers, about
-SMOLLM2 = "SmolLM2-135M"  # what the base smollm2 is, before it has been fetched
 
 
 def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
@@ -177,10 +177,11 @@ def model_size(name: str) -> tuple[float, int, str]:
 
     The weights are NaN where neither files here nor its name tell them. UserError for what is no model's name.
     """
-    folder = {"lab": BASE, "smollm2": BUILD / "smollm2" / "base"}.get(name) or cached_model(name) or ROOT / name
+    folder = BASE if name == "lab" else wheel_base(name) if name in WHEEL_MODELS else cached_model(name) or ROOT / name
     if folder.is_dir():
         return count_weights(read_header(folder)), layer_count(folder), "by its files"
-    size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", SMOLLM2 if name == "smollm2" else name, re.IGNORECASE)
+    told = WHEEL_MODELS[name].name if name in WHEEL_MODELS else name
+    size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", told, re.IGNORECASE)
     if not size and HUB.fullmatch(name):
         return math.nan, 32, f"{name} is not here yet, and its name does not say"
     if not size:

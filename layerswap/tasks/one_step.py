@@ -1,0 +1,113 @@
+"""MSVAMP's problems of one operation, as many of each, for models that solve little: which operation is asked for?
+
+What a small model cannot calculate it may have understood. Beside exact match its problems are ranked: the log
+likelihood of "18 -" after the question, of each of the two numbers with each of the four operations.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from layerswap.errors import UserError
+from layerswap.files import data_folder, read_rows
+from layerswap.tasks.base import OPERATIONS, Alternatives, Problem, check_limit
+from layerswap.tasks.msvamp import MSVAMP
+from layerswap.tasks.word_problems import word_problem
+
+N_EACH = 73  # problems of an operation: as many as there are multiplications
+N_VALIDATION_EACH = 50  # of the operations that have so many left
+DIGITS = str.maketrans("০১২৩৪৫৬৭৮৯", "0123456789")  # of Bengali questions, so that an equation can repeat them
+SHARES = {"one step": 0.72, "two steps": 0.13, "gsm8k": 0.15}  # of the rows that a math expert is trained on
+CALCULATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")  # of GSM8K's calculator marks
+
+
+class OneStepMSVAMP(MSVAMP):
+    """The test split has 73 problems of each operation, spread evenly over MSVAMP; the same ones in every language.
+
+    Validation problems are of the others: additions, subtractions and divisions, as all multiplications are tested.
+    """
+
+    name = "one-step MSVAMP"
+    n_test = N_EACH * len(OPERATIONS)
+    n_validation = N_VALIDATION_EACH * (len(OPERATIONS) - 1)
+
+    def problems(self, language: str, split: str = "test", limit: int | None = None) -> list[Problem]:
+        """The first ``limit`` problems of a split, in which the operations take turns."""
+        check_limit(limit)
+        self.check(language)
+        if split not in ("test", "validation"):
+            raise UserError(f"{self.name} has no split {split!r}, expected test or validation")
+        rows = self.read_file(language)
+        return [
+            Problem(f"msvamp-{i:03d}", language, rows[i]["m_query"].translate(DIGITS), None,
+                    int(float(rows[i]["response"])))
+            for i in self.places(split)[:limit]
+        ]  # fmt: skip
+
+    def places(self, split: str) -> list[int]:
+        """Where the problems of a split stand in MSVAMP's files."""
+        by_operation: dict[str, list[int]] = {operation: [] for operation in OPERATIONS}
+        for i, row in enumerate(self.read_file("en")):
+            if (words := row["equation"].split()) and len(words) == 3 and words[0] in by_operation:
+                by_operation[words[0]].append(i)
+        if fewest := [operation for operation, found in by_operation.items() if len(found) < N_EACH]:
+            raise UserError(f"{self.name}: MSVAMP has fewer than {N_EACH} problems of operation {fewest[0]}")
+        chosen = [spread(found, N_EACH) for found in by_operation.values()]
+        if split == "validation":
+            rest = [[i for i in found if i not in tested]
+                    for found, tested in zip(by_operation.values(), chosen, strict=True)]  # fmt: skip
+            chosen = [spread(found, N_VALIDATION_EACH) for found in rest if found]
+        return [i for turn in zip(*chosen, strict=True) for i in turn]
+
+    def operands(self, problem: Problem) -> tuple[str, str, str]:
+        """(first number, operation, second number) of the published equation, as digits."""
+        row = self.read_file("en")[int(problem.id.rpartition("-")[2])]
+        numbers = re.findall(r"\d+", row["m_query"])
+        operation, *places = row["equation"].split()
+        first, second = (numbers[int(place.removeprefix("number"))] for place in places)
+        return first, operation, second
+
+    def alternatives(self, problem: Problem, style: str) -> Alternatives:
+        """The four operations, each after either of the two numbers of the solution."""
+        first, gold, second = self.operands(problem)
+        numbers = dict.fromkeys((first, second))
+        texts = tuple((f" {number} {operation}", operation) for number in numbers for operation in OPERATIONS)
+        return Alternatives(texts, gold)
+
+    def training_rows(
+        self, expert: str, n: int, seed: int | str, held_out: bool = False
+    ) -> list[dict[str, str]] | None:
+        """Of mathematics, rows of own word problems and of GSM8K's with one or two calculations; no MSVAMP or SVAMP."""
+        if expert != "math":
+            return None
+        rng = random.Random(f"{seed} {held_out}")
+        short = gsm8k_equations("test" if held_out else "train")
+        rows = []
+        for subject in rng.choices(list(SHARES), list(SHARES.values()), k=n):
+            is_own, n_steps = subject != "gsm8k", 1 + (subject == "two steps")
+            question, solution = word_problem(rng, n_steps) if is_own else rng.choice(short)
+            prompt = self.prompt(Problem("", "en", question, None, 0), [], "en_cot")
+            rows.append({"prompt": prompt, "completion": f" {solution}"})
+        return rows
+
+
+def spread(items: Sequence[int], n: int) -> list[int]:
+    """``n`` of the items, evenly spaced: neighbours in MSVAMP are of one story."""
+    return [items[i * len(items) // n] for i in range(n)]
+
+
+def gsm8k_equations(split: str) -> list[tuple[str, str]]:
+    """GSM8K's problems with one or two calculations of whole numbers that all are marked: (question, equations)."""
+    problems = []
+    for row in read_rows(data_folder() / "gsm8k" / f"{split}.jsonl"):
+        marks = re.findall(r"<<(.*?)>>", row["answer"])
+        equations = [CALCULATION.fullmatch(mark) for mark in marks]
+        if not 1 <= len(marks) <= 2 or not all(equations):
+            continue
+        steps = [equation.groups() for equation in equations if equation]
+        final = row["answer"].rpartition("#### ")[2].replace(",", "")
+        is_right = all(OPERATIONS[operation](Fraction(a), int(b)) == int(c) for a, operation, b, c in steps)
+        if is_right and steps[-1][3] == final:
+            problems.append((row["question"], " ".join(f"{a} {operation} {b} = {c}." for a, operation, b, c in steps)))
+    return problems
