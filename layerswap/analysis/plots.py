@@ -80,7 +80,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, name: str, profile: str) ->
         table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def caption(measure: str, n: int, n_pairs: int) -> str:
+def caption(measure: str, n: int | str, n_pairs: int) -> str:
     """What a figure of intervals shows, and of how many problems a language and pairs of experts."""
     pairs = "1 pair" if n_pairs == 1 else f"{n_pairs} pairs"
     return f"{measure}\n(n = {n} problems a language, {pairs} of experts, 95 % interval)"
@@ -299,6 +299,43 @@ def layer_panels(table: pd.DataFrame) -> Figure:
     title = f"One layer replaced, minus the {table.reference.iloc[0]}\n(n = {table.n.max()}, 95 % interval)"
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def measure_panels(
+    tables: Mapping[str, pd.DataFrame], value: str, lines: Mapping[str, float], text: str
+) -> tuple[Figure, pd.DataFrame]:
+    """Conditions in rows, a panel for each measure, a colour for each language.
+
+    Args:
+        tables: measure -> table with condition, language, ``value``, low and high.
+        value: column of the points.
+        lines: measure -> where a dotted line is drawn: what chance gives, or zero.
+        text: what is shown, below all panels.
+
+    Returns:
+        The figure, and the tables as one, with a column ``measure``.
+    """
+    every = pd.concat([table.assign(measure=measure) for measure, table in tables.items()])
+    rows, languages = (list(dict.fromkeys(every[column])) for column in ("condition", "language"))
+    colours = dict(zip(languages, COLOURS, strict=False)) | {"pooled": "0.2"}
+    size = (2.2 * len(tables) + 2.6, 0.17 * (1 + len(languages)) * len(rows) + 1)
+    figure, axes = plt.subplots(1, len(tables), figsize=size, sharey=True, squeeze=False)
+    for axis, (measure, table) in zip(axes[0], tables.items(), strict=True):
+        for i, language in enumerate(languages):
+            points = table[table.language == language].set_index("condition").reindex(rows)
+            y = np.arange(len(rows)) + (i - (len(languages) - 1) / 2) * 0.72 / len(languages)
+            axis.errorbar(points[value], y, xerr=distances(points, value), fmt="o", ms=4, lw=1.4, capsize=0,
+                          color=colours[language], label=LANGUAGE_NAMES.get(language, language))  # fmt: skip
+        if measure in lines:
+            axis.axvline(lines[measure], color="0.4", lw=1, ls=":")
+        axis.locator_params(axis="x", nbins=5)
+        axis.grid(axis="y", visible=False)
+        axis.set_title(measure, fontsize=9)
+    axes[0, 0].set_yticks(range(len(rows)), rows)
+    axes[0, 0].set_ylim(len(rows) - 0.45, -0.55)
+    axes[0, -1].legend(**BESIDE)
+    figure.supxlabel(text, fontsize=8)
+    return figure, every
 
 
 def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -> Figure:

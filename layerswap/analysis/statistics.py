@@ -26,6 +26,17 @@ SEEDS = ["math_seed", "language_seed"]
 PROBLEMS = 2  # the axis of problems in [math seeds, language seeds, problems]
 
 
+# What is measured -> its column: exact match; whether the whole solution is right, where the task can tell; the loss of
+# the gold answer; and where alternatives were ranked, whether the right one comes first (calibrated: after taking away
+# what the model likes whatever the question) and how probable it is.
+MEASURES = {
+    "exact match": "correct", "whole solution": "whole_solution", "answer loss, nats a token": "loss",
+    "ranked first": "ranked", "ranked first, calibrated": "calibrated",
+    "log probability of the right one": "log_probability",
+}  # fmt: skip
+BINARY = ("correct", "ranked", "calibrated")
+
+
 class MeanEstimate(NamedTuple):
     """A mean with its standard error and the degrees of freedom of that."""
 
@@ -165,13 +176,22 @@ def compare(
 
 
 def compare_measures(frame: pd.DataFrame, contrasts: Mapping[str, Mapping[str, float]]) -> dict[str, pd.DataFrame]:
-    """``compare`` in each measure of an answer that the results have: name -> table.
+    """``compare`` in each measure that the results have, of ``MEASURES``: name -> table."""
+    return {measure: compare(frame, contrasts, column) for measure, column in MEASURES.items()
+            if column in frame and frame[column].notna().all()}  # fmt: skip
 
-    Exact match; whether the whole solution is right, where the task can tell; the loss of the gold answer.
-    """
-    columns = {"exact match": "correct", "whole solution": "whole_solution", "answer loss, nats a token": "loss"}
-    return {measure: compare(frame, contrasts, column) for measure, column in columns.items()
-            if frame[column].notna().all()}  # fmt: skip
+
+def compare_all(
+    answered: pd.DataFrame, ranked: pd.DataFrame, contrasts: Mapping[str, Mapping[str, float]]
+) -> dict[str, pd.DataFrame]:
+    """``compare`` of the exact match of answers, and of each measure of ranked alternatives: name -> table."""
+    return {"exact match": compare(answered, contrasts)} | compare_measures(ranked, contrasts)
+
+
+def measure_levels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """``mean_interval`` of each condition and language, in each measure of ``MEASURES`` that is a proportion."""
+    return {measure: mean_interval(frame.astype({column: float}), column) for measure, column in MEASURES.items()
+            if column in BINARY and column in frame and frame[column].notna().all()}  # fmt: skip
 
 
 def reference_of(name: str, weights: Mapping[str, float]) -> str:
@@ -211,7 +231,7 @@ def contrast(
         UserError: as in ``paired_arrays``, or languages with different problems, which cannot be pooled.
     """
     values = paired_arrays(frame, weights, column)
-    binary = column == "correct" and sorted(weights.values()) == [-1, 1]
+    binary = column in BINARY and sorted(weights.values()) == [-1, 1]
     rows = [
         _contrast_row(language, delta, delta.size, binary, binary and delta.shape[:2] == (1, 1))
         for language, delta in values.items()

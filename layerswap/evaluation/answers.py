@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ class AnswerCache:
 
     Attributes:
         path: the file; it need not exist.
+        fields: that every row has beside its key.
         rows: key -> answer, a dict with its key under "key".
         check_source: called before rows are written; if it raises a UserError, they are not those of their keys.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, fields: Sequence[str] = RECORD) -> None:
+        self.path, self.fields = Path(path), fields
         self.rows: dict[str, dict[str, Any]] = {}
         self.pending: list[dict[str, Any]] = []
         self.n_bytes_read, self.last_flush = 0, time.monotonic()
@@ -53,7 +54,7 @@ class AnswerCache:
                 except ValueError:
                     continue
                 if isinstance(row, dict):
-                    if absent := {"key", *RECORD} - row.keys():
+                    if absent := {"key", *self.fields} - row.keys():
                         raise UserError(f"{self.path}: a line has no field {min(absent)!r}, expected a file of answers")
                     self.rows.setdefault(row["key"], row)
 

@@ -367,8 +367,8 @@ def restrict_softmax(model: torch.nn.Module, rows: Sequence[EncodedRow]) -> list
     head: Any = model.get_output_embeddings()
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:  # [..., hidden] -> [..., tokens of the rows]
-        chosen = torch.tensor(token_ids, device=hidden.device)
-        return F.linear(hidden, head.weight[chosen], None if head.bias is None else head.bias[chosen])
+        rows_of_head = torch.tensor(token_ids, device=hidden.device)
+        return F.linear(hidden, head.weight[rows_of_head], None if head.bias is None else head.bias[rows_of_head])
 
     head.forward = forward
     return [row | {"labels": [place[label] for label in row["labels"]]} for row in rows]

@@ -41,6 +41,10 @@ class LabTask(Task):
         """The worked answer."""
         return f" {problem.answer}"
 
+    def number_text(self, number: int, language: str, style: str = "lab") -> str:
+        """The number, as worked answers end."""
+        return f" #### {number}"
+
     def extract(self, text: str, language: str) -> Extraction:
         """The number that an answer gives; a language that MGSM does not have writes numbers as English does."""
         return extract(text, language if language in HEADERS else "en")

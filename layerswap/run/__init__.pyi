@@ -9,6 +9,7 @@ from .experiments import (
     first_answers as first_answers,
     methods as methods,
     profile_experiments as profile_experiments,
+    ranking as ranking,
     single_layers as single_layers,
     starting_point as starting_point,
     transition_zone as transition_zone,

@@ -180,8 +180,8 @@ def model_size(name: str) -> tuple[float, int, str]:
     folder = BASE if name == "lab" else wheel_base(name) if name in WHEEL_MODELS else cached_model(name) or ROOT / name
     if folder.is_dir():
         return count_weights(read_header(folder)), layer_count(folder), "by its files"
-    told = WHEEL_MODELS[name].name if name in WHEEL_MODELS else name
-    size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", told, re.IGNORECASE)
+    full_name = WHEEL_MODELS[name].name if name in WHEEL_MODELS else name
+    size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([BM])\b", full_name, re.IGNORECASE)
     if not size and HUB.fullmatch(name):
         return math.nan, 32, f"{name} is not here yet, and its name does not say"
     if not size:

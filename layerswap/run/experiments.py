@@ -415,6 +415,43 @@ def transplants(n_layers: int, depths: Sequence[int]) -> Experiment:
     return Experiment("06_dose_response", "n_problems", conditions, (comparison,))
 
 
+# --- 7: alternatives ranked -------------------------------------------------------------------------------------------
+
+PUT_BACK = "ends put back to the base"  # a control: is a gain what the language expert learned, or less mathematics?
+
+
+def ranking(n_layers: int, widths: dict[str, int], weight: float, non_layer_weight: float) -> Experiment:
+    """Both ablations and their controls on problems whose alternatives are ranked.
+
+    In ``PUT_BACK`` the layers that the swap takes from the language expert come from the base instead.
+    """
+    bottom, top = widths["bottom"], widths["top"]
+    swap = layer_swap(n_layers, **widths, weight=weight, non_layer_weight=non_layer_weight, name="layer swap")
+    removed = layer_swap(n_layers, bottom, top, non_layer_weight=non_layer_weight, name="transition removed")
+    merges = (
+        condition(swap, "layer swap"),
+        condition(removed, "transition removed"),
+        condition(only_bottom(n_layers, bottom, non_layer_weight)),
+        condition(only_top(n_layers, top, non_layer_weight)),
+        condition(middle_layers(n_layers, bottom + top, non_layer_weight, "middle layers")),
+        condition(replace(swap, name=PUT_BACK), "other training", ("math", "base")),
+        condition(soup(n_layers), "other merge"),
+    )
+    ablations = {
+        "transition removed - kept": {"transition removed": 1.0, "layer swap": -1.0},
+        "only top - only bottom": {"only top": 1.0, "only bottom": -1.0},
+        f"layer swap - {PUT_BACK}": {"layer swap": 1.0, PUT_BACK: -1.0},
+        "layer swap - middle layers": {"layer swap": 1.0, "middle layers": -1.0},
+        "layer swap - soup": {"layer swap": 1.0, "soup": -1.0},
+    }
+    conditions = (*experts_alone(n_layers), *merges)
+    comparisons = (
+        Comparison("ranking", against("math expert", [method.name for method in conditions])),
+        Comparison("ranking_ablations", ablations),
+    )
+    return Experiment("07_ranking", "n_problems", conditions, comparisons)
+
+
 # --- a whole profile --------------------------------------------------------------------------------------------------
 
 

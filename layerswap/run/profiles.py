@@ -35,7 +35,7 @@ CHOICES = {
     "device": ("cpu", "cuda"), "eval_dtype": ("float32", "bfloat16"), "split": ("test", "validation"),
     "criterion": ("exact match", "answer loss"),
 }  # fmt: skip
-AT_LEAST_ONE = ("n_problems", "n_sweep", "n_map", "max_new_tokens", "threads")
+AT_LEAST_ONE = ("n_problems", "n_answered", "n_sweep", "n_map", "max_new_tokens", "threads")
 EMPTY_LISTS = {"probed_layers": [0]}  # what the lists hold that are empty by default; all others hold texts
 FIGURE_FORMATS = ("png", "svg", "csv")  # files of one figure
 # Parameters that had another name, and what to write instead.

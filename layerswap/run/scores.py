@@ -1,7 +1,8 @@
 """The conditions of a profile scored on its problems, with the experts that 01_experts left."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from layerswap.checkpoints.tokenizer import has_chat_template
 from layerswap.errors import UserError
 from layerswap.evaluation.answers import AnswerCache
 from layerswap.evaluation.engine import nll
+from layerswap.evaluation.ranking import RANKING, rank
 from layerswap.evaluation.scoring import ScoredModel, check_prompts, evaluate
 from layerswap.experts.index import (
     BASELINES,
@@ -106,11 +108,45 @@ class ProfileScores:
         Raises:
             UserError: as in ``load_index``, ``expert_for_role`` and ``evaluate``, and for missing answers.
         """
-        path = BUILD / results_name(self.profile) / f"answers-{n_problems}.jsonl"
-        index, answers = self.index, AnswerCache(path)
-        tokenizer, tokenizer_key, states = cache(load_tokenizer), cache(tokenizer_digest), cache(file_states)
-        pairs, frames = seed_pairs(index, self.pairs), []
-        problems = {language: self.task.problems(language, self.split, n_problems) for language in self.languages}
+        answers = AnswerCache(BUILD / results_name(self.profile) / f"answers-{n_problems}.jsonl")
+        run = partial(evaluate, cache=answers, style=self.style, max_new_tokens=self.max_new_tokens)
+        frame = self.run_on_all(conditions, n_problems, run)
+        frame["loss"] = frame.answer_nll / frame.answer_tokens
+        return frame
+
+    def rank(self, conditions: Sequence[Condition], n_problems: int, text_blind: bool = False) -> pd.DataFrame:
+        """The alternatives of ``n_problems`` of each language ranked by every condition, one row a problem.
+
+        text_blind: show no more of a question than its numbers, for the floor of what can be had without reading; then
+            the conditions' names end in ", text-blind".
+
+        Returns:
+            The columns of ``evaluation.rank``, math_seed and language_seed. Rows in the order of the conditions.
+
+        Raises:
+            UserError: as ``score``.
+        """
+        rankings = AnswerCache(BUILD / results_name(self.profile) / f"rankings-{n_problems}.jsonl", RANKING)
+        run = partial(rank, cache=rankings, style=self.style)
+        if not text_blind:
+            return self.run_on_all(conditions, n_problems, run)
+        named = [replace(condition, name=f"{condition.name}, text-blind") for condition in conditions]
+        return self.run_on_all(named, n_problems, run, without_text)
+
+    def run_on_all(
+        self, conditions: Sequence[Condition], n_problems: int, run: Callable[..., pd.DataFrame],
+        prepare: Callable[[Problem], Problem] = lambda problem: problem,
+    ) -> pd.DataFrame:  # fmt: skip
+        """What ``run`` makes of every condition, language and pair of experts.
+
+        run: called with models, task, problems and exemplars. prepare: what is shown of a problem.
+        """
+        index, tokenizer, tokenizer_key = self.index, cache(load_tokenizer), cache(tokenizer_digest)
+        states, pairs, frames = cache(file_states), seed_pairs(self.index, self.pairs), []
+        problems = {
+            language: list(map(prepare, self.task.problems(language, self.split, n_problems)))
+            for language in self.languages
+        }
         exemplars = {language: self.task.exemplars(language, self.exemplars, self.style) for language in self.languages}
 
         @cache
@@ -142,12 +178,10 @@ class ProfileScores:
                         )
                         for condition in served
                     ]
-                    frame = evaluate(scored, self.task, problems[language], exemplars[language], answers,
-                                     style=self.style, max_new_tokens=self.max_new_tokens)  # fmt: skip
+                    frame = run(scored, self.task, problems[language], exemplars[language])
                     frames.append(frame.assign(math_seed=index.seeds[math_seed],
                                                language_seed=index.seeds[language_seed]))  # fmt: skip
         frame = in_order(frames, conditions)
-        frame["loss"] = frame.answer_nll / frame.answer_tokens
         check_complete(frame, [condition.name for condition in conditions], self.languages, len(pairs), n_problems)
         return frame
 
@@ -218,6 +252,11 @@ class ProfileScores:
                 raise UserError(f"{len(shared)} of {n_validation} validation problems in {language} are also"
                                 f" tested, such as {shared[0].id}:"
                                 f" lower n_problems ({n_problems}) or n_validation")  # fmt: skip
+
+
+def without_text(problem: Problem) -> Problem:
+    """A problem of whose question only the numbers are left."""
+    return replace(problem, question=" ... ".join(re.findall(r"\d+(?:[.,]\d+)*", problem.question)))
 
 
 def check_pair(models: ExpertPair, states: FileStates) -> None:

@@ -5,7 +5,7 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from layerswap.errors import UserError
@@ -92,6 +92,10 @@ class Task(ABC):
     def reference_text(self, problem: Problem, style: str) -> str:
         """The gold text whose loss is the answer loss."""
 
+    def number_text(self, number: int, language: str, style: str) -> str:
+        """What follows a prompt that is answered by the bare number."""
+        return f" {number}"
+
     @abstractmethod
     def reply_language(self, language: str, style: str) -> str:
         """The language an answer should be in."""
@@ -129,7 +133,7 @@ class Task(ABC):
         others = [int(number) for number in [*own, *results] if number == int(number) and number > 0]
         numbers = dict.fromkeys([problem.number, *others])
         labels = sorted(list(numbers)[: 1 + N_DISTRACTORS])
-        texts = ((self.reference_text(replace(problem, number=number), style), str(number)) for number in labels)
+        texts = ((self.number_text(number, problem.language, style), str(number)) for number in labels)
         return Alternatives(tuple(texts), str(problem.number))
 
     def training_rows(

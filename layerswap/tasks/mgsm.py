@@ -130,8 +130,11 @@ class MGSM(Task):
 
     def reference_text(self, problem: Problem, style: str) -> str:
         """The bare number."""
-        space = "" if style == "chat" or not HEADERS[problem.language][1].endswith(" ") else " "
-        return f"{space}{problem.number}"
+        return self.number_text(problem.number, problem.language, style)
+
+    def number_text(self, number: int, language: str, style: str) -> str:
+        """The number, after a space where the header ends in one."""
+        return f"{number}" if style == "chat" or not HEADERS[language][1].endswith(" ") else f" {number}"
 
     def reply_language(self, language: str, style: str) -> str:
         """The question's language, or English in style "en_cot"."""

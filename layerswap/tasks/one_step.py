@@ -47,18 +47,18 @@ class OneStepMSVAMP(MSVAMP):
 
     def places(self, split: str) -> list[int]:
         """Where the problems of a split stand in MSVAMP's files."""
-        by_operation: dict[str, list[int]] = {operation: [] for operation in OPERATIONS}
+        of_operation: dict[str, list[int]] = {operation: [] for operation in OPERATIONS}
         for i, row in enumerate(self.read_file("en")):
-            if (words := row["equation"].split()) and len(words) == 3 and words[0] in by_operation:
-                by_operation[words[0]].append(i)
-        if fewest := [operation for operation, found in by_operation.items() if len(found) < N_EACH]:
-            raise UserError(f"{self.name}: MSVAMP has fewer than {N_EACH} problems of operation {fewest[0]}")
-        chosen = [spread(found, N_EACH) for found in by_operation.values()]
-        if split == "validation":
-            rest = [[i for i in found if i not in tested]
-                    for found, tested in zip(by_operation.values(), chosen, strict=True)]  # fmt: skip
-            chosen = [spread(found, N_VALIDATION_EACH) for found in rest if found]
-        return [i for turn in zip(*chosen, strict=True) for i in turn]
+            if (words := row["equation"].split()) and len(words) == 3 and words[0] in of_operation:
+                of_operation[words[0]].append(i)
+        if too_few := [operation for operation, places in of_operation.items() if len(places) < N_EACH]:
+            raise UserError(f"{self.name}: MSVAMP has fewer than {N_EACH} problems of operation {too_few[0]}")
+        tested = [spread(places, N_EACH) for places in of_operation.values()]
+        if split == "test":
+            return [i for turn in zip(*tested, strict=True) for i in turn]
+        others = [sorted({*places} - {*taken}) for places, taken in zip(of_operation.values(), tested, strict=True)]
+        validation = [spread(places, N_VALIDATION_EACH) for places in others if places]
+        return [i for turn in zip(*validation, strict=True) for i in turn]
 
     def operands(self, problem: Problem) -> tuple[str, str, str]:
         """(first number, operation, second number) of the published equation, as digits."""

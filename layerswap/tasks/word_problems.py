@@ -41,7 +41,7 @@ def one_step(rng: random.Random) -> tuple[str, str]:
         sentences = re.split(r"(?<=[.]) ", template)
         at = rng.randrange(len(sentences)) if len(sentences) > 1 else 0
         template = " ".join([*sentences[:at], rng.choice(templates()["distractions"]), *sentences[at:]])
-    question = fill(rng, template, a=a, b=b, x=number(rng))
+    question = fill_template(rng, template, a=a, b=b, x=number(rng))
     stands_before = question.find(str(b)) < question.find(str(a))
     if operation in "+*" and stands_before and rng.random() < 0.5:  # then either order is right
         a, b = b, a
@@ -57,7 +57,7 @@ def two_steps(rng: random.Random) -> tuple[str, str]:
         between = OPERATIONS[first](a, b)
         result = OPERATIONS[second](between, c)
         if result > 0 and result == int(result) and result <= LARGEST:
-            question = fill(rng, template, a=a, b=b, c=c)
+            question = fill_template(rng, template, a=a, b=b, c=c)
             return question, f"{a} {first} {b} = {between:g}. {between:g} {second} {c} = {result:g}."
 
 
@@ -79,7 +79,7 @@ def operands(rng: random.Random, operation: str) -> tuple[int, int]:
     return (a, b) if operation == "*" else (a * b, b)
 
 
-def fill(rng: random.Random, template: str, **numbers: int) -> str:
+def fill_template(rng: random.Random, template: str, **numbers: int) -> str:
     """A template with names, things and numbers."""
     words = templates()
     name, other, third = rng.sample(words["names"], 3)
