@@ -61,7 +61,7 @@ def reference_loop(
 ):
     """The same training by hand, one unpadded row after another: (losses, state dict).
 
-    ``prepare`` freezes weights of the model, or makes it one of PEFT's. ``possible``: ids of the only tokens it can predict.
+    ``prepare`` freezes weights of the model, or makes it one of PEFT's. ``possible``: all tokens it can predict.
     """
     torch.manual_seed(seed)
     model = prepare(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))

@@ -128,6 +128,19 @@ def test_panels_of_several_measures():
         assert points(axis) == [(0.0, -0.18), (0.1, 0.82), (0.2, 1.82), (0.3, 0.18), (0.4, 1.18), (0.5, 2.18)]
 
 
+def test_panels_of_conditions_keep_what_one_measure_alone_has():
+    def table(*conditions):
+        return pd.DataFrame({"condition": conditions, "language": "sw", "n": 9, "mean": 0.5, "low": 0.4, "high": 0.6})
+
+    tables = {"exact match": table("a"), "ranked first": table("a", "blind")}
+    figure, every = plots.measure_panels(tables, "mean", {"ranked first": 0.25}, "proportion")
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "blind"]
+    assert len(every) == 3 and list(every.measure.unique()) == list(tables)
+    dotted = [[line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":"] for axis in (left, right)]
+    assert dotted == [[], [0.25]]
+
+
 def test_a_sweep_of_one_line_and_of_several():
     table = differences(["weight 0.5", "weight 0.25"], ["sw"], weight=[0.5, 0.25])
     (axis,) = plots.sweep_panels(table, "weight", "weight", [0, 0.5, 1], "removed", 20).axes

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from layerswap.errors import UserError
 from layerswap.evaluation.answers import AnswerCache
 from layerswap.evaluation.engine import generate
+from layerswap.evaluation.ranking import RANKING
 from layerswap.experts import index as index_module
 from layerswap.experts.index import ExpertIndex, save_index
 from layerswap.lab.task import LabTask
@@ -21,7 +22,8 @@ from layerswap.merging.plans import Plan, uniform
 from layerswap.merging.task_vectors import TaskVectors
 from layerswap.run import scores as scores_module
 from layerswap.run.experiments import Condition, experts_alone
-from layerswap.run.scores import ProfileScores, held_out_losses
+from layerswap.run.scores import ProfileScores, held_out_losses, without_text
+from layerswap.tasks import Problem
 
 TASK = LabTask()
 HALF = TaskVectors("language x 0.5", "task arithmetic", 0.0, 0.5)
@@ -116,6 +118,25 @@ def test_every_condition_takes_the_models_of_its_roles(larger_index, tmp_path):
             model = models.apply(next(condition.plan for condition in conditions if condition.name == name))
         expected = generate(model, word_tokenizer(), prompts_of("sw", 3), 4)
         assert list(rows.text) == texts(expected), (name, math_seed, language_seed)
+
+
+def test_alternatives_are_ranked_by_every_condition_and_once_without_the_text(larger_index, tmp_path):
+    scores = scorer(["sw"], pairs="2x2")
+    frame = scores.rank(experts_alone(4), 3)
+    assert frame.groupby(["condition", "math_seed", "language_seed"]).size().eq(3).all() and len(frame) == 36
+    math = frame[frame.condition == "math expert"]
+    assert math.groupby(["math_seed", "id"]).log_probability.nunique().eq(1).all()  # whatever the language expert
+    blind = scores.rank(experts_alone(4)[1:2], 3, text_blind=True)
+    assert set(blind.condition) == {"math expert, text-blind"}
+    assert list(blind.label) == list(math.label)
+    kept = AnswerCache(tmp_path / "build/p/rankings-3.jsonl", RANKING).rows
+    assert len(kept) == (1 + 2 + 2 + 2) * 3
+    assert scores.rank(experts_alone(4), 3).equals(frame)
+
+
+def test_a_question_without_its_text_keeps_its_numbers():
+    problem = Problem("x", "en", "Ben has 1,200 apples, 3.5 pies and 12 eggs.", None, 5)
+    assert without_text(problem).question == "1,200 ... 3.5 ... 12"
 
 
 def test_answers_are_kept(index, monkeypatch):

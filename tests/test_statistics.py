@@ -63,6 +63,28 @@ def test_measures_are_those_that_the_results_have():
         assert [table.difference[0] for table in tables.values()] == [0.5, *[0.5] * (len(tables) - 2), -1.0]
 
 
+def test_rankings_are_compared_beside_answers_of_fewer_problems():
+    rows = [
+        {"condition": condition, "language": "sw", "id": i, "math_seed": 1, "language_seed": 1, "ranked": i % k == 0,
+         "calibrated": float(i % 3 == 0), "log_probability": -1.0 - i % k}
+        for condition, k in (("a", 2), ("b", 4))
+        for i in range(40)
+    ]  # fmt: skip
+    ranked = pd.DataFrame(rows)
+    answered = ranked[ranked.id < 8].assign(correct=ranked.ranked)
+    tables = statistics.compare_all(answered, ranked, {"a": {"a": 1, "b": -1}})
+    assert list(tables) == [
+        "exact match", "ranked first", "ranked first, calibrated", "log probability of the right one",
+    ]  # fmt: skip
+    assert [table.n.item() for table in tables.values()] == [8, 40, 40, 40]
+    assert tables["ranked first"].difference.item() == pytest.approx(0.25)
+    assert (tables["ranked first"].b.item(), tables["ranked first"].c.item()) == (10, 0)  # McNemar's, as exact match
+    levels = statistics.measure_levels(ranked)
+    assert list(levels) == ["ranked first", "ranked first, calibrated"]
+    assert list(levels["ranked first"]["mean"]) == [0.5, 0.25]
+    assert list(statistics.measure_levels(ranked.assign(calibrated=float("nan")))) == ["ranked first"]
+
+
 def test_differences_by_dose():
     """Six problems in two languages, whose number of unknown words differs; a method with experts of half the way."""
     contrasts = {"a - b": {"a": 1.0, "b": -1.0}, "a - b, both x 0.5": {"a, both x 0.5": 1.0, "b": -1.0}}
