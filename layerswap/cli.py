@@ -127,8 +127,8 @@ def command_parser() -> Parser:
     command.add_argument("--model", metavar="MODEL", nargs="+", required=True, help="models")
     command.add_argument("--base", metavar="MODEL", help="the base of those that are adapters")
     command.add_argument("--task", metavar="NAME", default="mgsm",
-                         help="mgsm (default), rev2 (its corrected translations) or msvamp, from mgsm/, mgsm_rev2/ or "
-                              "msvamp/ in LAYERSWAP_DATA; lab; or a hub id with its commit, such as "
+                         help="mgsm (default), rev2 (its corrected translations), msvamp or one-step, from mgsm/, "
+                              "mgsm_rev2/ or msvamp/ in LAYERSWAP_DATA; lab; or a hub id with its commit, such as "
                               "juletxara/mgsm@<commit> or msvamp:Mathoctopus/MSVAMP@<commit>")  # fmt: skip
     add_former_option(command, "--source", "called --task now")
     command.add_argument("--languages", metavar="sw,te", required=True, help="of the task's, with commas")

@@ -73,6 +73,19 @@ def test_alternatives_are_the_operations_after_either_number(folder):
     assert [text for text, label in alternatives.texts if label == "-"] == [" 12 -", " 7 -"]
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "rule"),
+    [
+        (" 18 - 10 = 1.", 8, "calculator"), (" 12 / 4 = 9.", 3, "calculator"), (" 7 / 2 = 3.", None, "calculator"),
+        (" 7 / 0 = 3.", None, "calculator"), (" 2 * 3 = 5. 5 + 4 = 1.", 9, "calculator"), ("3+4", 7, "calculator"),
+        ("The answer is 8.", 8, None), ("no idea", None, None),
+    ],
+)  # fmt: skip
+def test_a_calculator_does_the_last_calculation(text, value, rule):
+    extraction = OneStepMSVAMP().extract(text, "en")
+    assert extraction.value == value and (rule is None or extraction.rule == rule)
+
+
 def test_too_few_problems_are_named(folder):
     path = folder / "msvamp/test_English.json"
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "problem * : 7 of 12 " not in line))

@@ -1,17 +1,20 @@
 """MSVAMP's problems of one operation, as many of each, for models that solve little: which operation is asked for?
 
 What a small model cannot calculate it may have understood. Beside exact match its problems are ranked: the log
-likelihood of "18 -" after the question, of each of the two numbers with each of the four operations.
+likelihood of "18 -" after the question, of each of the two numbers with each of the four operations. And in exact match
+a calculator does the last calculation that an answer writes.
 """
 
 import random
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 
 from layerswap.errors import UserError
 from layerswap.files import data_folder, read_rows
 from layerswap.tasks.base import OPERATIONS, Alternatives, Problem, check_limit
+from layerswap.tasks.extraction import Extraction
 from layerswap.tasks.msvamp import MSVAMP
 from layerswap.tasks.word_problems import word_problem
 
@@ -19,6 +22,7 @@ N_EACH = 73  # problems of an operation: as many as there are multiplications
 N_VALIDATION_EACH = 50  # of the operations that have so many left
 DIGITS = str.maketrans("০১২৩৪৫৬৭৮৯", "0123456789")  # of Bengali questions, so that an equation can repeat them
 SHARES = {"one step": 0.72, "two steps": 0.13, "gsm8k": 0.15}  # of the rows that a math expert is trained on
+WRITTEN = re.compile(r"(\d+) ?([-+*/]) ?(\d+)")  # a calculation in an answer
 CALCULATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")  # of GSM8K's calculator marks
 
 
@@ -74,6 +78,17 @@ class OneStepMSVAMP(MSVAMP):
         numbers = dict.fromkeys((first, second))
         texts = tuple((f" {number} {operation}", operation) for number in numbers for operation in OPERATIONS)
         return Alternatives(texts, gold)
+
+    def extract(self, text: str, language: str) -> Extraction:
+        """What the answer's last calculation comes to, by a calculator, whatever result the model wrote (as Cobbe et
+        al., arXiv 2110.14168, let theirs calculate); without a calculation, as in MGSM."""
+        calculations = WRITTEN.findall(text)
+        if not calculations:
+            return super().extract(text, language)
+        first, operation, second = calculations[-1]
+        is_possible = operation != "/" or (int(second) and int(first) % int(second) == 0)
+        value = Decimal(int(OPERATIONS[operation](int(first), int(second)))) if is_possible else None
+        return Extraction(value, "calculator")
 
     def training_rows(
         self, expert: str, n: int, seed: int | str, held_out: bool = False
