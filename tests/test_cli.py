@@ -243,7 +243,10 @@ BAD = {
     "eval in an unknown style": ([*EVAL, "--style", "cot"], "style is 'cot', expected one that MGSM has: native_cot"),
     "eval in the lab's style": ([*EVAL, "--style", "lab"], "style is 'lab', expected one that MGSM has: native_cot"),
     "eval of the lab in another": ([*EVAL, "--task", "lab", "--style", "chat"], "expected one that the lab has: lab"),
-    "eval of an unknown task": ([*EVAL, "--task", "gsm"], "is 'gsm', expected lab, mgsm, rev2, msvamp, one-step, or a hub id"),
+    "eval of an unknown task": (
+        [*EVAL, "--task", "gsm"],
+        "is 'gsm', expected lab, mgsm, rev2, msvamp, one-step, or a hub id",
+    ),
     "eval of a former option": ([*EVAL, "--source", "rev2"], "--source is called --task now"),
     "eval of no problems": ([*EVAL, "--limit", "0"], "the number of problems is 0, expected 1 or more"),
     "eval with too many exemplars": ([*EVAL, "--exemplars", "9"], "9 exemplars are requested, en has 1"),

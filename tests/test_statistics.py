@@ -81,7 +81,10 @@ def test_rankings_are_compared_beside_answers_of_fewer_problems():
     assert (tables["ranked first"].b.item(), tables["ranked first"].c.item()) == (10, 0)  # McNemar's, as exact match
     levels = statistics.measure_levels(ranked)
     assert list(levels) == ["ranked first", "ranked first, calibrated"]
-    assert list(levels["ranked first"]["mean"]) == [0.5, 0.25]
+    assert list(levels["ranked first"].accuracy) == [0.5, 0.25]
+    assert tuple(levels["ranked first"][["low", "high"]].iloc[1]) == pytest.approx(
+        tuple(binomtest(10, 40).proportion_ci(method="wilson")), abs=1e-6
+    )
     assert list(statistics.measure_levels(ranked.assign(calibrated=float("nan")))) == ["ranked first"]
 
 

@@ -189,8 +189,9 @@ def compare_all(
 
 
 def measure_levels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """``mean_interval`` of each condition and language, in each measure of ``MEASURES`` that is a proportion."""
-    return {measure: mean_interval(frame.astype({column: float}), column) for measure, column in MEASURES.items()
+    """``accuracy`` of each condition and language, in each measure of ``MEASURES`` that is right or wrong."""
+    return {measure: accuracy(frame.assign(correct=frame[column].astype(bool)))
+            for measure, column in MEASURES.items()
             if column in BINARY and column in frame and frame[column].notna().all()}  # fmt: skip
 
 
