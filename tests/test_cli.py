@@ -245,7 +245,7 @@ BAD = {
     "eval of the lab in another": ([*EVAL, "--task", "lab", "--style", "chat"], "expected one that the lab has: lab"),
     "eval of an unknown task": (
         [*EVAL, "--task", "gsm"],
-        "is 'gsm', expected lab, mgsm, rev2, msvamp, one-step, or a hub id",
+        "is 'gsm', expected lab, mgsm, rev2, msvamp, one-step, or",
     ),
     "eval of a former option": ([*EVAL, "--source", "rev2"], "--source is called --task now"),
     "eval of no problems": ([*EVAL, "--limit", "0"], "the number of problems is 0, expected 1 or more"),
