@@ -86,6 +86,25 @@ def test_rankings_are_those_of_a_plain_forward_pass_and_kept(tmp_path, model):
     assert len(loads) == n_loads + 1 and other.equals(frame)
 
 
+def test_a_chat_is_ranked_in_the_chat_template(tmp_path, model):
+    scored, _, load = model
+    network, tokenizer = load()
+    tokenizer.chat_template = "{{ messages[0].content }} two two"
+    templated = scored._replace(digest="chat", load=lambda: (network, tokenizer))
+    task, problems = Words("owner/name@commit"), [problem(i, [i + 2, 3], 5) for i in range(2)]
+    frame = rank([templated], task, problems, [], AnswerCache(tmp_path / "r.jsonl", RANKING), style="chat")
+    texts = [text for text, _ in task.alternatives(problems[0], "chat").texts]
+    prompt = tokenizer(task.prompt(problems[0], [], "chat") + " two two", add_special_tokens=False).input_ids
+    nats = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        with torch.no_grad():
+            log_p = network(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        nats.append(-sum(log_p[i, token].item() for i, token in enumerate(ids)))
+    expected = label_log_probabilities(task.alternatives(problems[0], "chat"), nats)
+    assert frame.log_probability[0] == pytest.approx(expected["2"], abs=1e-4)
+
+
 def test_a_file_of_answers_is_no_file_of_rankings(tmp_path):
     (tmp_path / "rankings.jsonl").write_text('{"key": "k", "text": "a"}\n')
     with pytest.raises(UserError, match="a line has no field 'log_probabilities'"):

@@ -471,7 +471,7 @@ def nll(
 @torch.inference_mode()
 def alternatives_nll(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str],
-    alternatives: Sequence[Sequence[str]], batch_tokens: int = PREFILL_TOKENS,
+    alternatives: Sequence[Sequence[str]], batch_tokens: int = PREFILL_TOKENS, *, templated: bool = False,
 ) -> list[list[Loss]]:  # fmt: skip
     """The losses of several texts given the same prompt, as of the choices of lm-eval's multiple-choice tasks.
 
@@ -483,6 +483,7 @@ def alternatives_nll(
         prompts: texts.
         alternatives: texts for each prompt, one or more.
         batch_tokens: of a batch beside the shared prefix.
+        templated: as in ``stream``.
 
     Returns:
         For each prompt the losses of its texts, in their order.
@@ -495,7 +496,7 @@ def alternatives_nll(
     encoded = iter(encode_continuations(tokenizer, [text for texts in alternatives for text in texts]))
     text_ids = [[next(encoded) for _ in texts] for texts in alternatives]
     token_budgets = [max(map(len, ids)) for ids in text_ids]
-    prompt_ids = encode_prompts(tokenizer, prompts, model.config, token_budgets, add_special_tokens=True)
+    prompt_ids = encode_prompts(tokenizer, prompts, model.config, token_budgets, add_special_tokens=not templated)
     if not supports_shared_attention(model):
         return [
             [Loss(continuation_nats(model, prompt, ids), len(ids), len(text.encode()))

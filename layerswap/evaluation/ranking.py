@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from layerswap.evaluation.answers import AnswerCache
-from layerswap.evaluation.scoring import ScoredModel
+from layerswap.evaluation.scoring import ScoredModel, apply_template
 from layerswap.files import json_digest
 from layerswap.tasks.base import Alternatives, Problem, Task
 
@@ -42,11 +42,12 @@ def rank(
     Raises:
         UserError: as ``engine.stream`` for prompts and models.
     """
+    is_chat = style == "chat"
     prompts = [task.prompt(problem, exemplars, style) for problem in problems]
     alternatives = [task.alternatives(problem, style) for problem in problems]
     frames = []
     for model in models:
-        keys = [json_digest([model.digest, "ranking", prompt, choice.texts])
+        keys = [json_digest([model.digest, "ranking", is_chat, prompt, choice.texts])
                 for prompt, choice in zip(prompts, alternatives, strict=True)]  # fmt: skip
         if any(key not in cache.rows for key in keys):
             from layerswap.evaluation.engine import alternatives_nll  # here: a finished evaluation needs no torch
@@ -54,8 +55,9 @@ def rank(
             cache.check()
             network, tokenizer = model.load()
             cache.check_source = model.check
-            losses = alternatives_nll(network, tokenizer, prompts, [[text for text, _ in choice.texts]
-                                                                    for choice in alternatives])  # fmt: skip
+            inputs = [apply_template(tokenizer, prompt) for prompt in prompts] if is_chat else prompts
+            texts = [[text for text, _ in choice.texts] for choice in alternatives]
+            losses = alternatives_nll(network, tokenizer, inputs, texts, templated=is_chat)
             for key, problem, choice, of_problem in zip(keys, problems, alternatives, losses, strict=True):
                 values = label_log_probabilities(choice, [loss.nats for loss in of_problem])
                 cache.add({"key": key, "id": problem.id, "language": problem.language, "weights": model.digest,
