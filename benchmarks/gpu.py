@@ -6,7 +6,8 @@
 Nothing is downloaded: weights are drawn on the device. Times are medians, after a first run that is not counted. A
 floor is the time in which the device moves the bytes that must be moved (each weight, key and value read once), or does
 the arithmetic, at the rates of a large copy and a large matrix product measured in the same run. What is compared is
-checked to be the same: bits of merged tensors, tokens of answers. Writes benchmarks/results/gpu-<device>.txt.
+checked to be the same: bits of merged tensors, tokens of answers. Writes benchmarks/results/gpu-<device>.txt, where a
+section that failed says so.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from layerswap.errors import one_line
 from layerswap.evaluation import decode_steps, engine
 from layerswap.evaluation.prefix_attention import run_prefix, shared_attention, supports_shared_attention
 from layerswap.experts.finetune import finetune
@@ -420,6 +422,7 @@ def main():
         except Exception:  # a section that fails does not take the others along
             traceback.print_exc()
             failed.append(new_lines.__name__)
+            lines.append(f"{new_lines.__name__} FAILED: {one_line(sys.exc_info()[1])}")
             gc.collect()
 
     name = torch.cuda.get_device_name() if device == "cuda" else measure.processor_name()
@@ -438,11 +441,11 @@ def main():
     gc.collect()
     show(training_lines(tokenizer, size, device, dtype))
     show([f"all of it: {time.perf_counter() - started:.0f} s"])
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
     options.out.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     (options.out / f"gpu-{slug}.txt").write_text("\n".join(lines) + "\n")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
