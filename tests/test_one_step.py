@@ -12,7 +12,7 @@ from layerswap.analysis.error_analysis import equations, is_true
 from layerswap.errors import UserError
 from layerswap.lab.task import LabTask
 from layerswap.run.profiles import find_task
-from layerswap.tasks import MGSM, OneStepMSVAMP, Problem
+from layerswap.tasks import MGSM, MSVAMP, OneStepMSVAMP, Problem
 from layerswap.tasks.base import N_DISTRACTORS, OPERATIONS
 from layerswap.tasks.one_step import N_EACH, N_VALIDATION_EACH, gsm8k_equations, spread
 from layerswap.tasks.word_problems import fill_template, one_step, templates, two_steps, word_problem
@@ -78,7 +78,10 @@ def test_alternatives_are_the_operations_after_either_number(folder):
     [
         (" 18 - 10 = 1.", 8, "calculator"), (" 12 / 4 = 9.", 3, "calculator"), (" 7 / 2 = 3.", None, "calculator"),
         (" 7 / 0 = 3.", None, "calculator"), (" 2 * 3 = 5. 5 + 4 = 1.", 9, "calculator"), ("3+4", 7, "calculator"),
-        ("The answer is 8.", 8, None), ("no idea", None, None),
+        ("The answer is 8.", 8, None), ("no idea", None, None), (" 3 - 8 = 1.", -5, "calculator"),
+        ("1,200 - 200 = 1000", 1000, "calculator"), ("907.611 + 1 = 3", 907612, "calculator"),
+        ("2 + 3 + 4 = 9.", 9, None), ("4 * 3 + 5 = 17", 17, None), ("1.5 * 4 = 6", 6, None),
+        ("The answer is 8 (in 2010-2012).", 8, None), (f"{10**400} / 1 = 2", 10**400, "calculator"),
     ],
 )  # fmt: skip
 def test_a_calculator_does_the_last_calculation(text, value, rule):
@@ -109,21 +112,26 @@ def test_spread_takes_the_first_and_even_steps():
 def test_numbers_of_a_question_lead_to_the_distractors():
     problem = Problem("x", "en", "Ben has 12 apples and eats 3 of 5 kinds. How many are left?", None, 9)
     alternatives = MGSM("owner/name@commit").alternatives(problem, "direct")
-    assert alternatives.gold == "9" and len(alternatives.texts) == 1 + N_DISTRACTORS
-    assert {" 9", " 12", " 3", " 5", " 15", " 17"} <= {text for text, _ in alternatives.texts}
-    assert all(text == f" {label}" and int(label) > 0 for text, label in alternatives.texts)
+    assert alternatives.gold == "9" and {label for _, label in alternatives.texts} == set("9 12 3 5 15 36 4 17".split())
+    assert all(text == f" {label}." for text, label in alternatives.texts)
+
+
+@pytest.mark.parametrize("question", ["How many?", "Of 9?", "9 and 9, of 0 and 1?", "1 and 2 and 3 and 4 and 5 and 6?"])
+@pytest.mark.parametrize("gold", [1, 9, 10**6])
+def test_every_problem_has_as_many_alternatives_and_none_begins_as_another_does(question, gold):
+    for task in (MGSM("owner/name@commit"), MSVAMP()):
+        alternatives = task.alternatives(Problem("x", "en", question, None, gold), "direct")
+        texts = [text for text, _ in alternatives.texts]
+        assert len(alternatives.labels) == len(texts) == 1 + N_DISTRACTORS and str(gold) in alternatives.labels
+        assert not any(a != b and b.startswith(a) for a in texts for b in texts)
+        assert all(int(label) > 0 for label in alternatives.labels)
 
 
 def test_a_number_follows_the_prompt_as_an_answer_would():
     japanese = Problem("x", "ja", "りんごが12個、3個食べました。", None, 9)
-    assert ("9", "9") in MGSM("owner/name@commit").alternatives(japanese, "direct").texts
+    assert ("9.", "9") in MGSM("owner/name@commit").alternatives(japanese, "direct").texts
     (problem,) = LabTask().problems("sw", limit=1)
     assert (f" #### {problem.number}", str(problem.number)) in LabTask().alternatives(problem, "lab").texts
-
-
-def test_a_question_without_numbers_has_the_gold_one_alone():
-    problem = Problem("x", "en", "How many?", None, 9)
-    assert MGSM("owner/name@commit").alternatives(problem, "direct").texts == ((" 9", "9"),)
 
 
 # --- word problems of our own -----------------------------------------------------------------------------------------
@@ -152,6 +160,18 @@ def test_operations_are_drawn_evenly_and_every_template_can_be_filled():
     assert {two_steps(rng)[1].count("=") for _ in range(50)} == {2}
 
 
+def test_a_distraction_is_about_nothing_in_its_question():
+    fields = lambda text: set(re.findall(r"{(\w+)}", text))  # noqa: E731
+    of_distractions = set().union(*map(fields, templates()["distractions"]))
+    every = [template for group in templates()["one_step"].values() for template in group]
+    assert of_distractions == {"fourth", "x", "unneeded_things", "unneeded_item"}
+    assert not of_distractions & set().union(*map(fields, every))
+    rng = random.Random(3)
+    for _ in range(300):
+        words = fill_template(rng, "{units},{things},{more_things},{unneeded_things}").split(",")
+        assert len(set(words)) == 4
+
+
 def test_math_rows_are_own_problems_and_short_ones_of_gsm8k(folder):
     (folder / "gsm8k").mkdir()
     rows = [
@@ -168,6 +188,9 @@ def test_math_rows_are_own_problems_and_short_ones_of_gsm8k(folder):
     rows_of_seed = task.training_rows("math", 400, 1)
     assert rows_of_seed == task.training_rows("math", 400, 1) != task.training_rows("math", 400, 2)
     assert len(rows_of_seed) == 400 and task.training_rows("sw", 4, 1) is None
+    (folder / "gsm8k/test.jsonl").write_text(json.dumps(rows[5]))
+    held_out = task.training_rows("math", 5, 1, held_out=True)
+    assert [row["completion"] for row in held_out] == [" 8 / 2 = 4. 4 * 3 = 12."] * 5
     n_gsm8k = sum("Ann has 3." in row["prompt"] or "two" in row["prompt"].split() for row in rows_of_seed)
     assert 30 < n_gsm8k < 95
     assert all(row["prompt"].startswith("Question: ") and row["completion"].startswith(" ") for row in rows_of_seed)

@@ -36,6 +36,12 @@ def test_the_largest_label_is_the_choice_and_calibration_takes_away_a_liking():
     assert list(frame.n_labels) == [2, 2, 2] and list(frame.label) == ["x", "y", "y"]
 
 
+def test_a_tie_is_no_choice():
+    values = [{"x": math.log(0.5), "y": math.log(0.5)}]
+    frame = choices([problem(0, [1], 1)], [TWO], values)
+    assert not frame.ranked.any() and not frame.calibrated.any()
+
+
 def test_problems_with_labels_of_their_own_are_not_calibrated():
     alternatives = [TWO, Alternatives(((" d", "z"), (" c", "y")), "z")]
     values = [{"x": -1.0, "y": -2.0}, {"z": -1.0, "y": -2.0}]

@@ -79,6 +79,10 @@ def test_rankings_are_compared_beside_answers_of_fewer_problems():
     assert [table.n.item() for table in tables.values()] == [8, 40, 40, 40]
     assert tables["ranked first"].difference.item() == pytest.approx(0.25)
     assert (tables["ranked first"].b.item(), tables["ranked first"].c.item()) == (10, 0)  # McNemar's, as exact match
+    blind = ranked[ranked.condition == "b"].assign(condition="b, text-blind")
+    contrasts = {"a": {"a": 1, "b": -1}, "b, text-blind": {"b": -1, "b, text-blind": 1}}
+    both = statistics.compare_all(answered, pd.concat([ranked, blind]), contrasts)
+    assert [len(table) for table in both.values()] == [1, 2, 2, 2]
     levels = statistics.measure_levels(ranked)
     assert list(levels) == ["ranked first", "ranked first, calibrated"]
     assert list(levels["ranked first"].accuracy) == [0.5, 0.25]

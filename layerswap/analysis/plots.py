@@ -5,6 +5,7 @@ Functions that take an axis draw on it; the others return a figure. ``save_figur
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -317,7 +318,7 @@ def measure_panels(
     """
     every = pd.concat([table.assign(measure=measure) for measure, table in tables.items()])
     rows, languages = (list(dict.fromkeys(every[column])) for column in ("condition", "language"))
-    colours = dict(zip(languages, COLOURS, strict=False)) | {"pooled": "0.2"}
+    colours = dict(zip(languages, cycle(COLOURS))) | {"pooled": "0.2"}  # noqa: B905 (COLOURS goes round)
     size = (2.2 * len(tables) + 2.6, 0.17 * (1 + len(languages)) * len(rows) + 1)
     figure, axes = plt.subplots(1, len(tables), figsize=size, sharey=True, squeeze=False)
     for axis, (measure, table) in zip(axes[0], tables.items(), strict=True):

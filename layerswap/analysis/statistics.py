@@ -184,12 +184,17 @@ def compare_measures(frame: pd.DataFrame, contrasts: Mapping[str, Mapping[str, f
 def compare_all(
     answered: pd.DataFrame, ranked: pd.DataFrame, contrasts: Mapping[str, Mapping[str, float]]
 ) -> dict[str, pd.DataFrame]:
-    """``compare`` of the exact match of answers, and of each measure of ranked alternatives: name -> table."""
-    return {"exact match": compare(answered, contrasts)} | compare_measures(ranked, contrasts)
+    """``compare`` of the exact match of answers, and of each measure of ranked alternatives: name -> table.
+
+    Contrasts of conditions that gave no answers are left out of the former. p is corrected within a measure.
+    """
+    scored = set(answered.condition)
+    of_answers = {name: weights for name, weights in contrasts.items() if weights.keys() <= scored}
+    return {"exact match": compare(answered, of_answers)} | compare_measures(ranked, contrasts)
 
 
 def measure_levels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """``accuracy`` of each condition and language, in each measure of ``MEASURES`` that is right or wrong."""
+    """``accuracy`` of each condition and language, in each measure of ``BINARY``."""
     return {measure: accuracy(frame.assign(correct=frame[column].astype(bool)))
             for measure, column in MEASURES.items()
             if column in BINARY and column in frame and frame[column].notna().all()}  # fmt: skip

@@ -505,13 +505,16 @@ def alternatives_nll(
         ]  # fmt: skip
     shared, nats = shared_length(prompt_ids), [[0.0] * len(texts) for texts in alternatives]
     prefix = run_prefix(model, prompt_ids[0][:shared] if prompt_ids else [])
-    lengths = [len(ids) + budget - shared for ids, budget in zip(prompt_ids, token_budgets, strict=True)]
+    heads = list(map(alike_but_for_the_last, text_ids))  # each has a row of its own
+    lengths = [
+        (len(ids) + budget - shared) * len(groups)
+        for ids, budget, groups in zip(prompt_ids, token_budgets, heads, strict=True)
+    ]
     with shared_attention(model):
         for group in batch_by_length(lengths, batch_tokens):
             group.sort(key=lambda i: -len(prompt_ids[i]))
             suffixes = [prompt_ids[i][shared:] for i in group]
-            # (row, which of its texts differ in their last token only)
-            rows = [(row, which) for row, i in enumerate(group) for which in alike_but_for_the_last(text_ids[i])]
+            rows = [(row, which) for row, i in enumerate(group) for which in heads[i]]  # which of its texts
             try:
                 cache, logits = prefill(model, prefix, suffixes)
                 if len(rows) > len(group):

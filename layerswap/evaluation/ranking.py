@@ -7,7 +7,7 @@ problems, which takes away what a model likes whatever the question; no right la
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -78,6 +78,11 @@ def label_log_probabilities(alternatives: Alternatives, nats: Sequence[float]) -
     return {label: value - total for label, value in sums.items()}
 
 
+def is_first(values: Mapping[str, float], gold: str) -> bool:
+    """Whether the gold label has the largest value, and no other as large a one."""
+    return all(value < values[gold] for label, value in values.items() if label != gold)
+
+
 def choices(
     problems: Sequence[Problem], alternatives: Sequence[Alternatives], values: Sequence[dict[str, float]]
 ) -> pd.DataFrame:
@@ -85,9 +90,9 @@ def choices(
     calibrated = [math.nan] * len(problems)
     labels = alternatives[0].labels
     if all(set(choice.labels) == set(labels) for choice in alternatives):
-        means = {label: np.mean([of_problem[label] for of_problem in values]) for label in labels}
+        means = {label: float(np.mean([of_problem[label] for of_problem in values])) for label in labels}
         calibrated = [
-            max(labels, key=lambda label: of_problem[label] - means[label]) == choice.gold
+            is_first({label: of_problem[label] - means[label] for label in labels}, choice.gold)
             for of_problem, choice in zip(values, alternatives, strict=True)
         ]
     return pd.DataFrame({
@@ -96,7 +101,7 @@ def choices(
         "label": [choice.gold for choice in alternatives],
         "n_labels": [len(choice.labels) for choice in alternatives],
         "log_probability": [of_problem[choice.gold] for of_problem, choice in zip(values, alternatives, strict=True)],
-        "ranked": [max(choice.labels, key=of_problem.__getitem__) == choice.gold
+        "ranked": [is_first(of_problem, choice.gold)
                    for of_problem, choice in zip(values, alternatives, strict=True)],
         "calibrated": calibrated,
     })  # fmt: skip

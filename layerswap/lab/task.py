@@ -41,6 +41,8 @@ class LabTask(Task):
         """The worked answer."""
         return f" {problem.answer}"
 
+    number_end = ""  # its numbers are one token
+
     def number_text(self, number: int, language: str, style: str = "lab") -> str:
         """The number, as worked answers end."""
         return f" #### {number}"

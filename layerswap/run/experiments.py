@@ -417,6 +417,7 @@ def transplants(n_layers: int, depths: Sequence[int]) -> Experiment:
 
 # --- 7: alternatives ranked -------------------------------------------------------------------------------------------
 
+BLIND = "math expert, text-blind"  # a floor: shown no more of a question than its numbers
 PUT_BACK = "ends put back to the base"  # a control: is a gain what the language expert learned, or less mathematics?
 
 
@@ -446,7 +447,7 @@ def ranking(n_layers: int, widths: dict[str, int], weight: float, non_layer_weig
     }
     conditions = (*experts_alone(n_layers), *merges)
     comparisons = (
-        Comparison("ranking", against("math expert", [method.name for method in conditions])),
+        Comparison("ranking", against("math expert", [*(method.name for method in conditions), BLIND])),
         Comparison("ranking_ablations", ablations),
     )
     return Experiment("07_ranking", "n_problems", conditions, comparisons)

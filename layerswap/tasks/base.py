@@ -4,8 +4,9 @@ import operator
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, permutations
 from typing import ClassVar
 
 from layerswap.errors import UserError
@@ -55,6 +56,7 @@ class Task(ABC):
             the two splits share none.
         n_validation: how many validation problems there are; None: any number.
         reads_data_folder: whether its problems lie in the folder that LAYERSWAP_DATA names.
+        number_end: what ends a number that is ranked, where numbers are several tokens.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Task(ABC):
     n_test: int | None = None
     n_validation: int | None = None
     reads_data_folder: bool = False
+    number_end: str = "."
 
     @abstractmethod
     def problems(self, language: str, split: str = "test", limit: int | None = None) -> list[Problem]:
@@ -121,19 +124,18 @@ class Task(ABC):
         return None
 
     def alternatives(self, problem: Problem, style: str) -> Alternatives:
-        """What to rank of a problem: here the gold number among numbers that its own numbers lead to."""
-        own = [int(number) for number in re.findall(r"\d+", problem.question)][:N_OPERANDS]
-        results = [
-            calculate(first, second)
-            for calculate in OPERATIONS.values()
-            for first in own
-            for second in own
-            if first > second > 0
-        ]
-        others = [int(number) for number in [*own, *results] if number == int(number) and number > 0]
-        numbers = dict.fromkeys([problem.number, *others])
-        labels = sorted(list(numbers)[: 1 + N_DISTRACTORS])
-        texts = ((self.number_text(number, problem.language, style), str(number)) for number in labels)
+        """What to rank of a problem: here the gold number among as many others in every problem.
+
+        They are the question's numbers and what the four operations make of two of them, in turn, then numbers near the
+        gold one. ``number_end`` stands after each, so that none begins as another does.
+        """
+        numbers, others = {problem.number}, distractors(problem)
+        while len(numbers) <= N_DISTRACTORS:
+            numbers.add(next(others))
+        texts = (
+            (self.number_text(number, problem.language, style) + self.number_end, str(number))
+            for number in sorted(numbers)
+        )
         return Alternatives(tuple(texts), str(problem.number))
 
     def training_rows(
@@ -151,6 +153,20 @@ class Task(ABC):
             raise UserError(f"language {language!r} is not in {self.name}, expected one of {', '.join(self.languages)}")
         if style is not None and style not in self.styles:
             raise UserError(f"style is {style!r}, expected one that {self.name} has: {', '.join(self.styles)}")
+
+
+def distractors(problem: Problem) -> Iterator[int]:
+    """Whole numbers above zero beside the gold one, without end: those that are likely mistakes first."""
+    own = [int(number) for number in re.findall(r"\d+", problem.question)][:N_OPERANDS]
+    yield from (number for number in own if number > 0)
+    for first, second in permutations(own, 2):
+        if first > second > 0:
+            results = (calculate(first, second) for calculate in OPERATIONS.values())
+            yield from (int(result) for result in results if result == int(result))
+    for distance in count(1):
+        yield problem.number + distance
+        if problem.number > distance:
+            yield problem.number - distance
 
 
 def check_limit(limit: int | None) -> None:

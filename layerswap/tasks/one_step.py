@@ -22,7 +22,10 @@ N_EACH = 73  # problems of an operation: as many as there are multiplications
 N_VALIDATION_EACH = 50  # of the operations that have so many left
 DIGITS = str.maketrans("০১২৩৪৫৬৭৮৯", "0123456789")  # of Bengali questions, so that an equation can repeat them
 SHARES = {"one step": 0.72, "two steps": 0.13, "gsm8k": 0.15}  # of the rows that a math expert is trained on
-WRITTEN = re.compile(r"(\d+) ?([-+*/]) ?(\d+)")  # a calculation in an answer
+SEPARATOR = re.compile(r"(?<=\d)[.,](?=\d{3}(?!\d))")  # of thousands
+# A calculation in an answer, of two numbers and no more.
+WRITTEN = re.compile(r"(?<![\d.,])(?<![-+*/=] )(?<![-+*/=])(\d+) ?([-+*/]) ?(\d+)(?![\d.,]*\d) ?(?:=|\.?\s*$)")
+EXACT = OPERATIONS | {"/": Fraction}
 CALCULATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")  # of GSM8K's calculator marks
 
 
@@ -44,7 +47,7 @@ class OneStepMSVAMP(MSVAMP):
             raise UserError(f"{self.name} has no split {split!r}, expected test or validation")
         rows = self.read_file(language)
         return [
-            Problem(f"msvamp-{i:03d}", language, rows[i]["m_query"].translate(DIGITS), None,
+            Problem(f"msvamp-{i:03d}", language, SEPARATOR.sub("", rows[i]["m_query"].translate(DIGITS)), None,
                     int(float(rows[i]["response"])))
             for i in self.places(split)[:limit]
         ]  # fmt: skip
@@ -80,26 +83,33 @@ class OneStepMSVAMP(MSVAMP):
         return Alternatives(texts, gold)
 
     def extract(self, text: str, language: str) -> Extraction:
-        """What the answer's last calculation comes to, by a calculator, whatever result the model wrote (as Cobbe et
-        al., arXiv 2110.14168, let theirs calculate); without a calculation, as in MGSM."""
-        calculations = WRITTEN.findall(text)
+        """What the answer's last calculation comes to, by a calculator, whatever result the model wrote.
+
+        Cobbe et al. (arXiv 2110.14168) let theirs calculate so. A calculation is two whole numbers with an operation
+        between them, before "=" or the end; of any other answer the number is read as in MGSM.
+        """
+        calculations = WRITTEN.findall(SEPARATOR.sub("", text))
         if not calculations:
             return super().extract(text, language)
         first, operation, second = calculations[-1]
-        is_possible = operation != "/" or (int(second) and int(first) % int(second) == 0)
-        value = Decimal(int(OPERATIONS[operation](int(first), int(second)))) if is_possible else None
-        return Extraction(value, "calculator")
+        if operation == "/" and not int(second):
+            return Extraction(None, "calculator")
+        value = EXACT[operation](int(first), int(second))
+        return Extraction(Decimal(int(value)) if value == int(value) else None, "calculator")
 
     def training_rows(
         self, expert: str, n: int, seed: int | str, held_out: bool = False
     ) -> list[dict[str, str]] | None:
-        """Of mathematics, rows of own word problems and of GSM8K's with one or two calculations; no MSVAMP or SVAMP."""
+        """Of mathematics, rows of own word problems and of GSM8K's with one or two calculations; no MSVAMP or SVAMP.
+
+        ``held_out`` rows are of GSM8K's test set alone: own problems of any draw have the same templates.
+        """
         if expert != "math":
             return None
-        rng = random.Random(f"{seed} {held_out}")
+        rng, shares = random.Random(seed), {"gsm8k": 1.0} if held_out else SHARES
         short = gsm8k_equations("test" if held_out else "train")
         rows = []
-        for subject in rng.choices(list(SHARES), list(SHARES.values()), k=n):
+        for subject in rng.choices(list(shares), list(shares.values()), k=n):
             is_own, n_steps = subject != "gsm8k", 1 + (subject == "two steps")
             question, solution = word_problem(rng, n_steps) if is_own else rng.choice(short)
             prompt = self.prompt(Problem("", "en", question, None, 0), [], "en_cot")

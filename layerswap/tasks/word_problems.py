@@ -37,10 +37,8 @@ def one_step(rng: random.Random) -> tuple[str, str]:
     operation = rng.choice(list(OPERATIONS))
     a, b = operands(rng, operation)
     template = rng.choice(templates()["one_step"][operation])
-    if rng.random() < P_DISTRACTION:
-        sentences = re.split(r"(?<=[.]) ", template)
-        at = rng.randrange(len(sentences)) if len(sentences) > 1 else 0
-        template = " ".join([*sentences[:at], rng.choice(templates()["distractions"]), *sentences[at:]])
+    if rng.random() < P_DISTRACTION:  # before all else: a pronoun or "more" would be taken for its things
+        template = f"{rng.choice(templates()['distractions'])} {template}"
     question = fill_template(rng, template, a=a, b=b, x=number(rng))
     stands_before = question.find(str(b)) < question.find(str(a))
     if operation in "+*" and stands_before and rng.random() < 0.5:  # then either order is right
@@ -82,13 +80,14 @@ def operands(rng: random.Random, operation: str) -> tuple[int, int]:
 def fill_template(rng: random.Random, template: str, **numbers: int) -> str:
     """A template with names, things and numbers."""
     words = templates()
-    name, other, third = rng.sample(words["names"], 3)
-    things, more_things = rng.sample(words["things"], 2)
-    item, other_item = rng.sample(words["items"], 2)
-    group, time = rng.choice(list(words["groups"])), rng.choice(list(words["times"]))
+    name, other, third, fourth = rng.sample(words["names"], 4)
     does, do, did, units = rng.choice(words["activities"])
+    things, more_things, unneeded_things = rng.sample([name for name in words["things"] if name != units], 3)
+    item, other_item, unneeded_item = rng.sample(words["items"], 3)
+    group, time = rng.choice(list(words["groups"])), rng.choice(list(words["times"]))
     return template.format(
-        name=name, other=other, third=third, things=things, more_things=more_things, item=item, other_item=other_item,
+        name=name, other=other, third=third, fourth=fourth, things=things, more_things=more_things, item=item,
+        other_item=other_item, unneeded_things=unneeded_things, unneeded_item=unneeded_item,
         group=group, groups=words["groups"][group], time=time, times=words["times"][time], does=does, do=do, did=did,
         units=units, people=rng.choice(words["people"]), place=rng.choice(words["places"]), **numbers,
     )  # fmt: skip
