@@ -97,9 +97,9 @@ def distances(table: pd.DataFrame, value: str) -> np.ndarray:
 
 def interval_plot(
     axis: Axes, table: pd.DataFrame, value: str, group: str, colours: Mapping[str, str],
-    order: Sequence[str] | None = None,
+    order: Sequence[str] | None = None, rows: str = "language",
 ) -> None:  # fmt: skip
-    """Draw points with their 95 % interval, a row of the axis for each language.
+    """Draw points with their 95 % interval, a row of the axis for each language (or other value of ``rows``).
 
     Args:
         axis: where to draw.
@@ -108,16 +108,17 @@ def interval_plot(
         group: column that sets the colour, and the offset within a language.
         colours: group -> colour, in the order of the offsets.
         order: languages from the top down; None: as they come.
+        rows: column that sets the row.
     """
-    languages = list(order or dict.fromkeys(table["language"]))
+    names = list(order or dict.fromkeys(table[rows]))
     groups = [name for name in colours if name in set(table[group])]
     for i, name in enumerate(groups):
-        rows = table[table[group] == name].set_index("language").reindex(languages)
-        y = np.arange(len(languages)) + (i - (len(groups) - 1) / 2) * 0.72 / len(groups)
-        axis.errorbar(rows[value], y, xerr=distances(rows, value), fmt="o", ms=4, lw=1.4, capsize=0,
-                      color=colours[name], label=name)  # fmt: skip
-    axis.set_yticks(range(len(languages)), [LANGUAGE_NAMES.get(language, language) for language in languages])
-    axis.set_ylim(len(languages) - 0.45, -0.55)
+        points = table[table[group] == name].set_index(rows).reindex(names)
+        y = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * 0.72 / len(groups)
+        axis.errorbar(points[value], y, xerr=distances(points, value), fmt="o", ms=4, lw=1.4, capsize=0,
+                      color=colours[name], label=LANGUAGE_NAMES.get(name, name))  # fmt: skip
+    axis.set_yticks(range(len(names)), [LANGUAGE_NAMES.get(name, name) for name in names])
+    axis.set_ylim(len(names) - 0.45, -0.55)
     axis.grid(axis="y", visible=False)
 
 
@@ -322,18 +323,11 @@ def measure_panels(
     size = (2.2 * len(tables) + 2.6, 0.17 * (1 + len(languages)) * len(rows) + 1)
     figure, axes = plt.subplots(1, len(tables), figsize=size, sharey=True, squeeze=False)
     for axis, (measure, table) in zip(axes[0], tables.items(), strict=True):
-        for i, language in enumerate(languages):
-            points = table[table.language == language].set_index("condition").reindex(rows)
-            y = np.arange(len(rows)) + (i - (len(languages) - 1) / 2) * 0.72 / len(languages)
-            axis.errorbar(points[value], y, xerr=distances(points, value), fmt="o", ms=4, lw=1.4, capsize=0,
-                          color=colours[language], label=LANGUAGE_NAMES.get(language, language))  # fmt: skip
+        interval_plot(axis, table, value, "language", colours, rows, rows="condition")
         if measure in lines:
             axis.axvline(lines[measure], color="0.4", lw=1, ls=":")
         axis.locator_params(axis="x", nbins=5)
-        axis.grid(axis="y", visible=False)
         axis.set_title(measure, fontsize=9)
-    axes[0, 0].set_yticks(range(len(rows)), rows)
-    axes[0, 0].set_ylim(len(rows) - 0.45, -0.55)
     axes[0, -1].legend(**BESIDE)
     figure.supxlabel(text, fontsize=8)
     return figure, every

@@ -177,8 +177,12 @@ def compare(
 
 def compare_measures(frame: pd.DataFrame, contrasts: Mapping[str, Mapping[str, float]]) -> dict[str, pd.DataFrame]:
     """``compare`` in each measure that the results have, of ``MEASURES``: name -> table."""
-    return {measure: compare(frame, contrasts, column) for measure, column in MEASURES.items()
-            if column in frame and frame[column].notna().all()}  # fmt: skip
+    return {measure: compare(frame, contrasts, column) for measure, column in measures_of(frame).items()}
+
+
+def measures_of(frame: pd.DataFrame) -> dict[str, str]:
+    """Those of ``MEASURES`` that all results have."""
+    return {measure: column for measure, column in MEASURES.items() if column in frame and frame[column].notna().all()}
 
 
 def compare_all(
@@ -196,8 +200,7 @@ def compare_all(
 def measure_levels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """``accuracy`` of each condition and language, in each measure of ``BINARY``."""
     return {measure: accuracy(frame.assign(correct=frame[column].astype(bool)))
-            for measure, column in MEASURES.items()
-            if column in BINARY and column in frame and frame[column].notna().all()}  # fmt: skip
+            for measure, column in measures_of(frame).items() if column in BINARY}  # fmt: skip
 
 
 def reference_of(name: str, weights: Mapping[str, float]) -> str:

@@ -34,7 +34,7 @@ class MGSM(Task):
     tokenizer's chat template, without exemplars).
     """
 
-    name = "MGSM"
+    name, id_prefix = "MGSM", "mgsm"
     languages = tuple(HEADERS)
     styles = ("native_cot", "en_cot", "direct", "chat")
     n_test = N_PROBLEMS - N_VALIDATION
@@ -59,13 +59,17 @@ class MGSM(Task):
         if not rows:
             raise UserError(f"{self.name} {language} from {self.source} holds no problems")
         problems = []
-        start = max(len(rows) - self.n_validation, 0) if split == "validation" else 0
-        for i, (question, answer) in list(enumerate(rows))[start:][:limit]:
+        for i in self.places(split, len(rows))[:limit]:
+            question, answer = rows[i]
             number = to_number(answer, "en")
             if number is None or number != int(number):
                 raise UserError(f"{self.name} {language}, row {i + 1}: answer {answer!r}, expected an integer")
-            problems.append(Problem(f"{self.name.lower()}-{i:03d}", language, question, None, int(number)))
+            problems.append(Problem(f"{self.id_prefix}-{i:03d}", language, question, None, int(number)))
         return problems
+
+    def places(self, split: str, n_rows: int) -> Sequence[int]:
+        """Which rows of the files are the problems of a split, in their order."""
+        return range(max(n_rows - self.n_validation, 0) if split == "validation" else 0, n_rows)
 
     def read_problems(self, language: str) -> list[tuple[str, str]]:
         """All (question, answer) of a language, in their fixed order."""

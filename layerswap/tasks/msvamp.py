@@ -6,6 +6,7 @@ Prompts are those of MGSM, with MGSM's published exemplars: MSVAMP has no worked
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class MSVAMP(MGSM):
     Exemplars are always those of LAYERSWAP_DATA/mgsm. Its last 200 problems are the validation split.
     """
 
-    name = "MSVAMP"
+    name, id_prefix = "MSVAMP", "msvamp"
     languages = tuple(code for code in LANGUAGES if code != "te")
     n_test = N_PROBLEMS - N_VALIDATION
     n_validation = N_VALIDATION
@@ -46,9 +47,14 @@ class MSVAMP(MGSM):
 
     def worked_solutions(self, problems: Sequence[Problem]) -> dict[str, str | None]:
         """Problem id -> its steps as equations, made of the published equation and the English question's numbers."""
-        rows = self.read_file("en")
+        rows = self.english_rows
         published = {problem.id: rows[int(problem.id.rpartition("-")[2])] for problem in problems}
         return {id: steps(row["equation"], row["m_query"]) for id, row in published.items()}
+
+    @cached_property
+    def english_rows(self) -> list[dict[str, Any]]:
+        """The rows of the English file, which equations are about."""
+        return self.read_file("en")
 
     def read_file(self, language: str) -> list[dict[str, Any]]:
         """The published rows of a language. UserError for a missing or malformed file."""

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from layerswap.errors import UserError
 from layerswap.files import data_folder, read_rows
-from layerswap.tasks.base import OPERATIONS, Alternatives, Problem, check_limit
+from layerswap.tasks.base import OPERATIONS, Alternatives, Problem
 from layerswap.tasks.extraction import Extraction
 from layerswap.tasks.msvamp import MSVAMP
 from layerswap.tasks.word_problems import word_problem
@@ -39,23 +39,15 @@ class OneStepMSVAMP(MSVAMP):
     n_test = N_EACH * len(OPERATIONS)
     n_validation = N_VALIDATION_EACH * (len(OPERATIONS) - 1)
 
-    def problems(self, language: str, split: str = "test", limit: int | None = None) -> list[Problem]:
-        """The first ``limit`` problems of a split, in which the operations take turns."""
-        check_limit(limit)
-        self.check(language)
-        if split not in ("test", "validation"):
-            raise UserError(f"{self.name} has no split {split!r}, expected test or validation")
-        rows = self.read_file(language)
-        return [
-            Problem(f"msvamp-{i:03d}", language, SEPARATOR.sub("", rows[i]["m_query"].translate(DIGITS)), None,
-                    int(float(rows[i]["response"])))
-            for i in self.places(split)[:limit]
-        ]  # fmt: skip
+    def read_problems(self, language: str) -> list[tuple[str, str]]:
+        """All (question, answer) of a language, with the digits and numbers that an equation has."""
+        return [(SEPARATOR.sub("", question.translate(DIGITS)), answer)
+                for question, answer in super().read_problems(language)]  # fmt: skip
 
-    def places(self, split: str) -> list[int]:
-        """Where the problems of a split stand in MSVAMP's files."""
+    def places(self, split: str, n_rows: int) -> list[int]:
+        """As in MGSM; the operations take turns."""
         of_operation: dict[str, list[int]] = {operation: [] for operation in OPERATIONS}
-        for i, row in enumerate(self.read_file("en")):
+        for i, row in enumerate(self.english_rows):
             if (words := row["equation"].split()) and len(words) == 3 and words[0] in of_operation:
                 of_operation[words[0]].append(i)
         if too_few := [operation for operation, places in of_operation.items() if len(places) < N_EACH]:
@@ -67,17 +59,9 @@ class OneStepMSVAMP(MSVAMP):
         validation = [spread(places, N_VALIDATION_EACH) for places in others if places]
         return [i for turn in zip(*validation, strict=True) for i in turn]
 
-    def operands(self, problem: Problem) -> tuple[str, str, str]:
-        """(first number, operation, second number) of the published equation, as digits."""
-        row = self.read_file("en")[int(problem.id.rpartition("-")[2])]
-        numbers = re.findall(r"\d+", row["m_query"])
-        operation, *places = row["equation"].split()
-        first, second = (numbers[int(place.removeprefix("number"))] for place in places)
-        return first, operation, second
-
     def alternatives(self, problem: Problem, style: str) -> Alternatives:
         """The four operations, each after either of the two numbers of the solution."""
-        first, gold, second = self.operands(problem)
+        first, gold, second, *_ = (self.worked_solutions([problem])[problem.id] or "").split()
         numbers = dict.fromkeys((first, second))
         texts = tuple((f" {number} {operation}", operation) for number in numbers for operation in OPERATIONS)
         return Alternatives(texts, gold)
