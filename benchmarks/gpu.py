@@ -11,6 +11,7 @@ section that failed says so.
 """
 
 import argparse
+import collections
 import dataclasses
 import gc
 import math
@@ -21,12 +22,14 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import measure
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from layerswap.errors import one_line
@@ -236,6 +239,7 @@ def decode_lines(model, size, device, bandwidth, rate):
                 f"{operations / seconds / 1e12:.0f} TFLOP/s; {peak_gigabytes(device):.1f} GB in all"
             )
             times = step_seconds(model, prefix, suffixes, device)
+            operations = operation_line(model, prefix, suffixes, device)
         head = model.config.hidden_size // model.config.num_attention_heads * model.config.num_key_value_heads
         kv = 2 * model.config.num_hidden_layers * head * (len(prefix_ids) + n_rows * length)
         floor = (n_weights + kv) * model.lm_head.weight.itemsize / bandwidth
@@ -243,6 +247,7 @@ def decode_lines(model, size, device, bandwidth, rate):
             f"decode step of {n_rows} rows after {len(prefix_ids)} + {length} tokens, floor {1000 * floor:.1f} ms: "
             + ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in times.items())
         )
+        yield operations
         n_peer_rows = min(n_rows, 64)  # each of them holds the prefix
         seconds = peer_step_seconds(model, prefix, suffixes[:n_peer_rows], device)
         yield f"  transformers, a token in each of {n_peer_rows} rows: {1000 * seconds:.1f} ms"
@@ -265,6 +270,53 @@ def step_seconds(model, prefix, suffixes, device):
             choices[name] = steps.predict(new_ids, starts)
         assert choices["fixed shape"] == choices["CUDA graph"]
     return times
+
+
+class OperationCount(TorchDispatchMode):
+    """How often each operation that is no view is issued."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        if not operation.is_view and operation is not torch.ops.aten._unsafe_view.default:
+            self.counts[str(operation)] += 1
+        return operation(*arguments, **(options or {}))
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def operation_line(model, prefix, suffixes, device):
+    """Operations, host synchronisations and kernels of a decode step of fixed shape; prints its slowest kernels."""
+    cache, _ = engine.prefill(model, prefix, suffixes)
+    steps = decode_steps.FixedSteps(model, cache, capture=device == "cuda")
+    inputs = [suffix[: steps.n_slots] for suffix in suffixes], [len(suffix) for suffix in suffixes]
+    steps.predict(*inputs)
+    with decode_steps.fused(steps.norms), OperationCount() as issued:
+        steps.step()
+    n_operations = issued.counts.total() / model.config.num_hidden_layers
+    line = f"  a step of {steps.n_slots} a row: {n_operations:.1f} operations a layer that are no views"
+    if device == "cpu":
+        return line
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        steps.predict(*inputs)
+        torch.cuda.set_sync_debug_mode("default")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        steps.predict(*inputs)
+        wait(device)
+    kernels, milliseconds = 0, collections.Counter()
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels += 1
+            milliseconds[event.name[:80]] += event.device_time / 1000
+    print(*(f"    {value:6.2f} ms {name}" for name, value in milliseconds.most_common(14)), sep="\n")
+    return (
+        f"{line}, {len(waits)} waits for the device; as a graph {kernels:,} kernels and copies that take "
+        f"{milliseconds.total():.1f} ms"
+    )
 
 
 def peer_step_seconds(model, prefix, suffixes, device):
@@ -424,13 +476,15 @@ def main():
             failed.append(new_lines.__name__)
             lines.append(f"{new_lines.__name__} FAILED: {one_line(sys.exc_info()[1])}")
             gc.collect()
+        out.write_text("\n".join(lines) + "\n")
 
     name = torch.cuda.get_device_name() if device == "cuda" else measure.processor_name()
+    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.txt"
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
     show([f"{name}, {platform.machine()}, Python {platform.python_version()}, {versions}"])
     bandwidth, rate = measure_ceilings(device, dtype, size)
     show([f"copy {bandwidth / 1e9:.0f} GB/s read and written, matrix product {rate / 1e12:.1f} TFLOP/s ({dtype})"])
-    show(merge_lines(device, dtype, size, bandwidth))
     tokenizer = number_tokenizer(size.model["vocab_size"])
     show(exact_lines(tokenizer, size, device))
     model = random_model(size.model, device, dtype)
@@ -440,10 +494,8 @@ def main():
     del model
     gc.collect()
     show(training_lines(tokenizer, size, device, dtype))
+    show(merge_lines(device, dtype, size, bandwidth))
     show([f"all of it: {time.perf_counter() - started:.0f} s"])
-    options.out.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    (options.out / f"gpu-{slug}.txt").write_text("\n".join(lines) + "\n")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

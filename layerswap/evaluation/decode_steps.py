@@ -2,16 +2,19 @@
 
 Launched one by one, the operations of a step take a GPU several times as long as their work. A graph launches them all
 at once, and needs shapes and addresses that stay: so every row has the same number of slots, and what it lacks of them
-is filled with tokens whose keys no later token sees before they are written over.
+is filled with tokens whose keys no later token sees before they are written over. What then counts is the number of
+operations: a norm is torch's own, one, in place of the eight in which families write it.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from layerswap.errors import one_line
@@ -62,6 +65,7 @@ class FixedSteps(PackedSteps):
     def __init__(self, model: "PreTrainedModel", cache: SharedCache, capture: bool = True) -> None:
         super().__init__(model, cache)
         self.capture = capture
+        self.norms = find_fused_norms(model)
         self.shape: tuple[int, int] | None = None  # rows and columns of the graph
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -83,7 +87,8 @@ class FixedSteps(PackedSteps):
         self.host_inputs.copy_(torch.tensor(lines))
         self.inputs.copy_(self.host_inputs, non_blocking=True)
         if self.graph is None:
-            self.predicted = self.step()  # [rows, slots]
+            with fused(self.norms):
+                self.predicted = self.step()  # [rows, slots]
         else:
             self.graph.replay()
         return [row[: len(ids)] for row, ids in zip(self.predicted.tolist(), new_ids, strict=True)]
@@ -100,7 +105,7 @@ class FixedSteps(PackedSteps):
             return
         graph, stream = torch.cuda.CUDAGraph(), capture_stream(self.cache.device)
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), fused(self.norms):
             self.step()  # what is allocated and looked up once, is so outside the graph
             try:
                 graph.capture_begin()
@@ -116,6 +121,60 @@ class FixedSteps(PackedSteps):
                 name = type(self.model).__name__
                 tqdm.write(f"{name}: steps cannot be captured as CUDA graphs: {one_line(error)}", file=sys.stderr)
         torch.cuda.current_stream().wait_stream(stream)
+
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def find_fused_norms(model: "PreTrainedModel") -> dict[torch.nn.Module, Forward]:
+    """The root-mean-square norms of a model -> a forward of one operation, or three where it multiplies by 1 + weight.
+
+    What a norm does is read off its result for random numbers; one of another kind stays as it is. The weights are
+    those of now.
+    """
+    forwards: dict[torch.nn.Module, Forward] = {}
+    weights_of_kinds: dict[type, Callable[[Tensor], Tensor] | None] = {}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        epsilon: float | None = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
+        if not type(module).__name__.endswith("RMSNorm") or weight is None or weight.dim() != 1 or epsilon is None:
+            continue
+        if type(module) not in weights_of_kinds:
+            generator = torch.Generator().manual_seed(0)
+            states = torch.randn(4, len(weight), generator=generator).to(weight)  # [4, size]
+            expected, tolerance = module(states), 4 * torch.finfo(weight.dtype).eps
+            weights_of_kinds[type(module)] = next(
+                (form for form in WEIGHT_FORMS if torch.allclose(
+                    fused_forward(form(weight), epsilon)(states), expected, rtol=tolerance, atol=tolerance
+                )), None,
+            )  # fmt: skip
+        if (form := weights_of_kinds[type(module)]) is not None:
+            forwards[module] = fused_forward(form(weight), epsilon)
+    return forwards
+
+
+EPSILONS = ("variance_epsilon", "eps")  # what families call the number added to the mean square
+WEIGHT_FORMS = (lambda weight: weight, lambda weight: 1.0 + weight.float())
+
+
+def fused_forward(weight: Tensor, epsilon: float) -> Forward:
+    """The norm of states [..., size] in the dtype of ``weight`` [size], float32 within."""
+    return lambda states: F.rms_norm(states.to(weight.dtype), weight.shape, weight, epsilon).to(states.dtype)
+
+
+@contextmanager
+def fused(forwards: dict[torch.nn.Module, Forward]) -> Iterator[None]:
+    """Modules with other forwards while the block lasts."""
+    previous = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
+    for module in forwards:
+        module.forward = forwards[module]
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward
+        for module in previous:
+            module.forward = previous[module]
 
 
 @cache

@@ -36,7 +36,10 @@ LayerKV = tuple[Tensor, Tensor]  # keys and values of one layer
 
 
 class SuffixKVLayer(DynamicLayer):
-    """Keys and values of the rows' suffixes in one layer, [rows, kv heads, capacity, head]: column j is token j."""
+    """Keys and values of the rows' suffixes in one layer, [kv heads, rows, capacity, head]: column j is token j.
+
+    The heads come first, as in the scores of all rows for the prefix, so that both kinds of scores lie in one tensor.
+    """
 
     def __init__(self, cache: "SharedCache") -> None:
         super().__init__()
@@ -47,20 +50,20 @@ class SuffixKVLayer(DynamicLayer):
         """Write new tokens [1, kv heads, new, head] to their places.
 
         Returns:
-            Keys and values of the rows of this step, [step rows, kv heads, columns, head].
+            Keys and values of the rows of this step, [kv heads, step rows, columns, head].
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         cache = self.cache
-        new_states = (key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))  # [new, kv heads, head] each
+        new_states = (key_states[0], value_states[0])  # [kv heads, new, head] each
         if not self.buffers:  # zeros: what no row may see must still be a number
-            shapes = [(cache.n_rows, x.shape[1], cache.n_columns + GROWTH, x.shape[2]) for x in new_states]
+            shapes = [(x.shape[0], cache.n_rows, cache.n_columns + GROWTH, x.shape[2]) for x in new_states]
             self.buffers = [x.new_zeros(shape) for x, shape in zip(new_states, shapes, strict=True)]
         elif cache.n_columns > (capacity := self.buffers[0].shape[2]):
             self.buffers = [F.pad(buffer, (0, 0, 0, cache.n_columns - capacity + GROWTH)) for buffer in self.buffers]
         for buffer, states in zip(self.buffers, new_states, strict=True):
-            buffer[cache.token_row, :, cache.token_column] = states  # [new, kv heads, head]
-        self.keys, self.values = (buffer[cache.step_rows, :, : cache.n_columns] for buffer in self.buffers)
+            buffer[:, cache.token_row, cache.token_column] = states  # [kv heads, new, head]
+        self.keys, self.values = (buffer[:, cache.step_rows, : cache.n_columns] for buffer in self.buffers)
         return self.keys, self.values
 
 
@@ -102,12 +105,13 @@ class SharedCache(Cache):
             The ids packed into one line, int64 [new].
         """
         rows = [row for row, ids in enumerate(new_ids) if ids]
-        self.step_rows = slice(rows[0], rows[-1] + 1)
+        self.step_width = max(len(new_ids[row]) for row in rows)
+        is_narrow = self.step_width <= MAX_SPLIT_TOKENS  # then a matrix product of some rows would copy their keys
+        self.step_rows = slice(0, self.n_rows) if is_narrow else slice(rows[0], rows[-1] + 1)
         places = [(token, row, starts[row] + slot, slot) for row in rows for slot, token in enumerate(new_ids[row])]
         columns = torch.tensor(places, device=self.device).T
         packed_ids, self.token_row, self.token_column, self.token_slot = columns  # [new] each
-        self.token_step_row = self.token_row - rows[0]
-        self.step_width = max(len(new_ids[row]) for row in rows)
+        self.token_step_row = self.token_row - self.step_rows.start
         self.n_columns = max(starts[row] + len(new_ids[row]) for row in rows)
         self.begin_masks(is_fixed=False)
         return packed_ids
@@ -134,27 +138,24 @@ class SharedCache(Cache):
         """Forget what was made for the step before."""
         self.is_fixed = is_fixed  # every row has ``step_width`` new tokens
         self.masks: dict[tuple[int | None, bool], Tensor] = {}
+        self.biases: dict[tuple[int | None, torch.Size], Tensor] = {}
         self.n_attended = 0  # layers that came to ``attention`` in this step
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these; a row that is named several times is there as often."""
         self.n_rows = len(rows)
         for layer in self.layers:  # those that reuse the keys of another have no buffers
-            layer.buffers = [buffer[torch.tensor(rows, device=self.device)] for buffer in layer.buffers]
+            layer.buffers = [buffer[:, torch.tensor(rows, device=self.device)] for buffer in layer.buffers]
 
     def pad(self, tokens: Tensor) -> Tensor:
         """Packed tokens [new, ..., last] -> [step rows, ..., width, last], zeros where a row has no token."""
         n_rows = self.step_rows.stop - self.step_rows.start
-        if self.is_fixed:
-            return tokens.unflatten(0, (n_rows, self.step_width)).movedim(1, -2)
         padded = tokens.new_zeros(n_rows, *tokens.shape[1:-1], self.step_width, tokens.shape[-1])
         padded.movedim(-2, 1)[self.token_step_row, self.token_slot] = tokens
         return padded
 
     def unpad(self, padded: Tensor) -> Tensor:
         """The inverse of ``pad``: [step rows, ..., width, last] -> packed tokens [new, ..., last]."""
-        if self.is_fixed:
-            return padded.movedim(-2, 1).flatten(0, 1)
         return padded.movedim(-2, 1)[self.token_step_row, self.token_slot]
 
     def attention_mask(self, window: int | None, padded: bool = False) -> Tensor:
@@ -175,6 +176,23 @@ class SharedCache(Cache):
             mask = keys <= position
             self.masks[window, padded] = mask if window is None else mask & (keys > position - window)
         return self.masks[window, padded]
+
+    def attention_bias(self, window: int | None, queries: Tensor) -> Tensor:
+        """What is added to the scores of a fixed step: 0 where a token may see a key, else minus infinity.
+
+        Args:
+            window: as in ``attention_mask``.
+            queries: [kv heads, rows, group, slots, head].
+
+        Returns:
+            [kv heads, rows * group * slots, prefix + columns] of the queries' dtype; not to be written to.
+        """
+        key = (window, queries.shape)
+        if key not in self.biases:
+            mask = self.attention_mask(window).view(self.n_rows, 1, self.step_width, -1)  # [rows, 1, slots, all]
+            bias = queries.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
+            self.biases[key] = bias.expand(*queries.shape[:-1], -1).flatten(1, 3)
+        return self.biases[key]
 
 
 def context_length(config: "PreTrainedConfig") -> float:
@@ -273,7 +291,10 @@ def attention(
     if owner is None:  # not those that ``SuffixKVLayer.update`` returned; a layer may reuse the keys of another
         raise UserError(f"{type(module).__name__}: attention to keys that are in no cache cannot be run here")
     prefix = cache.prefix[owner] if cache.prefix else None
-    query = query[0].transpose(0, 1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)  # [new, heads, head]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if cache.is_fixed:
+        return fixed_attention(cache, query[0], key, value, prefix, sliding_window, softcap, scaling)[None], None
+    query = query[0].transpose(0, 1) * scaling  # [new, heads, head]
     if cache.step_width > MAX_SPLIT_TOKENS and softcap is None:
         output = sdpa_attention(cache, query, key, value, prefix, sliding_window)
     else:
@@ -285,6 +306,7 @@ def sdpa_attention(
     cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, prefix: LayerKV | None, window: int | None
 ) -> Tensor:
     """Many new tokens a row (prefill): torch's kernel, over a copy of the prefix for each row; [new, heads, head]."""
+    key, value = key.transpose(0, 1), value.transpose(0, 1)  # [rows, kv heads, columns, head]
     n_rows, kv_heads = key.shape[:2]
     if prefix:
         pairs = zip(prefix, (key, value), strict=True)
@@ -306,11 +328,12 @@ def split_attention(
     The scores of both parts enter one softmax, so no log-sum-exp merge as in Hydragen is needed.
     """
     n_new, n_heads, head = query.shape
-    kv_heads = key.shape[1]
+    kv_heads = key.shape[0]
     query = query.reshape(n_new, kv_heads, -1, head)  # [new, kv heads, group, head]
-    grouped = cache.pad(query)  # [rows, kv heads, group, width, head]
-    suffix_scores = grouped.flatten(2, 3) @ key.transpose(2, 3)  # [rows, kv heads, group x width, columns]
-    suffix_scores = cache.unpad(suffix_scores.view(*grouped.shape[:-1], -1))  # [new, kv heads, group, columns]
+    grouped = cache.pad(query).movedim(1, 0)  # [kv heads, rows, group, width, head]
+    suffix_scores = grouped.flatten(2, 3) @ key.transpose(2, 3)  # [kv heads, rows, group x width, columns]
+    suffix_scores = suffix_scores.view(*grouped.shape[:-1], -1).movedim(0, 1)
+    suffix_scores = cache.unpad(suffix_scores)  # [new, kv heads, group, columns]
     suffix_scores = suffix_scores.permute(1, 2, 0, 3)  # [kv heads, group, new, columns]
     prefix_scores = suffix_scores[..., :0]
     if prefix:
@@ -326,13 +349,46 @@ def split_attention(
         scores.masked_fill_(masked, lowest)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     suffix_weights = weights[..., cache.prefix_length :].permute(2, 0, 1, 3)  # [new, kv heads, group, columns]
-    suffix_weights = cache.pad(suffix_weights)  # [rows, kv heads, group, width, columns]
-    output = (suffix_weights.flatten(2, 3) @ value).view(grouped.shape)  # [rows, kv heads, group, width, head]
-    output = cache.unpad(output)  # [new, kv heads, group, head]
+    suffix_weights = cache.pad(suffix_weights).movedim(1, 0)  # [kv heads, rows, group, width, columns]
+    output = (suffix_weights.flatten(2, 3) @ value).view(grouped.shape)  # [kv heads, rows, group, width, head]
+    output = cache.unpad(output.movedim(0, 1))  # [new, kv heads, group, head]
     if prefix:
         prefix_output = weights[..., : cache.prefix_length].flatten(1, 2) @ prefix[1]  # [kv heads, group x new, head]
         output = output + prefix_output.view(kv_heads, -1, n_new, head).permute(2, 0, 1, 3)
     return output.reshape(n_new, n_heads, head)
+
+
+def fixed_attention(
+    cache: SharedCache, query: Tensor, key: Tensor, value: Tensor, prefix: LayerKV | None, window: int | None,
+    softcap: float | None, scaling: float,
+) -> Tensor:  # fmt: skip
+    """As ``split_attention`` where every row has as many new tokens, in as few operations as can be.
+
+    query [heads, new, head] is not yet scaled. Returns [new, heads, head].
+    """
+    kv_heads, n_rows, _, head = key.shape
+    grouped = query.unflatten(0, (kv_heads, -1)).unflatten(2, (n_rows, -1))  # [kv heads, group, rows, slots, head]
+    grouped = grouped.transpose(1, 2).contiguous()  # [kv heads, rows, group, slots, head]
+    bias = cache.attention_bias(window, grouped)  # [kv heads, rows x group x slots, all]
+    scores = torch.zeros_like(bias) if softcap else bias.clone()
+
+    def split(both: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of what belongs to the prefix, of all rows together, and to the suffixes, row by row."""
+        by_row = both.view(kv_heads * n_rows, -1, both.shape[-1])  # [kv heads x rows, group x slots, all]
+        return both[..., : cache.prefix_length], by_row[..., cache.prefix_length :]
+
+    prefix_scores, suffix_scores = split(scores)
+    if prefix:
+        prefix_scores.baddbmm_(grouped.flatten(1, 3), prefix[0].transpose(1, 2), alpha=scaling)
+    suffix_scores.baddbmm_(grouped.flatten(2, 3).flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scaling)
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap + bias
+    prefix_weights, suffix_weights = split(scores.softmax(-1))  # in float32, rounded once
+    output = suffix_weights @ value.flatten(0, 1)  # [kv heads x rows, group x slots, head]
+    if prefix:
+        output = torch.baddbmm(output.view(kv_heads, -1, head), prefix_weights, prefix[1])
+    output = output.view(grouped.shape)  # [kv heads, rows, group, slots, head]
+    return output.permute(1, 3, 0, 2, 4).reshape(query.shape[1], query.shape[0], head)
 
 
 AttentionInterface.register(NAME, attention)
