@@ -313,8 +313,9 @@ def operation_line(model, prefix, suffixes, device):
             kernels += 1
             milliseconds[event.name[:80]] += event.device_time / 1000
     print(*(f"    {value:6.2f} ms {name}" for name, value in milliseconds.most_common(14)), sep="\n")
+    n_waits = sum("synchronizing" in str(one.message) for one in waits)
     return (
-        f"{line}, {len(waits)} waits for the device; as a graph {kernels:,} kernels and copies that take "
+        f"{line}, {n_waits} waits for the device; as a graph {kernels:,} kernels and copies that take "
         f"{milliseconds.total():.1f} ms"
     )
 
@@ -370,6 +371,7 @@ def answer_lines(model, tokenizer, size, device):
             f"{len(prompts) / rates[name]:.1f} s, {n_tokens / sum(rows):.2f} tokens a row and step, "
             f"{peak_gigabytes(device):.1f} GB"
         )
+        gc.collect()  # the recorded steps are a circle, and hold the cache
     engine.decode_steps = kept
     texts = [answer.text for answer in answers]
     for batch in size.peer_batches:

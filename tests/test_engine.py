@@ -1,13 +1,16 @@
 """The eval kernel against transformers' own generate and forward."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DEVICES, word_tokenizer
 from hypothesis import given, strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -23,6 +26,7 @@ from transformers import (
     MistralConfig,
     Olmo2Config,
     Phi3Config,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -181,6 +185,117 @@ def test_a_batch_is_halved_where_the_memory_does_not_suffice(model_and_tokenizer
     monkeypatch.setattr(engine, "decode", decode_with_little_memory)
     assert generate(model, tokenizer, texts, 6) == expected
     assert max(batch_sizes) == 24 and sum(size <= 5 for size in batch_sizes) > 4
+
+
+class OperationCount(TorchDispatchMode):
+    """Operations that are no views, as far as torch's Python issues them one by one."""
+
+    n = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        self.n += not operation.is_view and operation is not torch.ops.aten._unsafe_view.default
+        return operation(*arguments, **(options or {}))
+
+
+@pytest.fixture(params=["llama", "qwen3", "gemma3"])
+def fixed_steps(request, device, monkeypatch):
+    """Steps of fixed shape of a deep model, their inputs, and what packed steps predict."""
+    tokenizer = word_tokenizer()
+    monkeypatch.setitem(SIZES, "num_hidden_layers", 12)
+    model = random_model(FAMILIES[request.param], tokenizer).to(device)
+    suffixes = [[6, 7, 8, 9], [7, 8, 9], [6, 5]]
+    with torch.inference_mode():
+        prefix = prefix_attention.run_prefix(model, [5, 9] * 10)
+        with prefix_attention.shared_attention(model):
+            caches = [engine.prefill(model, prefix, suffixes)[0] for _ in range(2)]
+            inputs = [ids[:2] for ids in suffixes], [len(ids) for ids in suffixes]
+            expected = decode_steps.PackedSteps(model, caches[0]).predict(*inputs)
+            steps = decode_steps.FixedSteps(model, caches[1], capture=False)
+            assert steps.predict(*inputs) == expected
+            yield steps, inputs, expected
+
+
+def test_a_step_of_fixed_shape_is_few_operations(fixed_steps):
+    steps, _, _ = fixed_steps
+    with decode_steps.fused(steps.norms), OperationCount() as issued:
+        steps.step()
+    assert issued.n / 12 <= 40
+
+
+def test_a_step_of_fixed_shape_is_one_graph(fixed_steps):
+    """torch's compiler finds nothing in it that it could not capture, also with norms of one operation."""
+    steps, _, expected = fixed_steps
+    step = torch.compile(steps.step, fullgraph=True, dynamic=False, backend="eager")
+    with decode_steps.fused(steps.norms):
+        predicted = step().tolist()
+    assert [row[:2] for row in predicted] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_one_operation_are_those_of_the_model(model_and_tokenizer, dtype):
+    model = model_and_tokenizer[0].to(dtype)
+    fused_norms = decode_steps.find_fused_norms(model)
+    assert set(fused_norms) == {module for module in model.modules() if type(module).__name__.endswith("RMSNorm")}
+    with torch.inference_mode():
+        for norm, forward in fused_norms.items():
+            states = (3 * torch.randn(5, len(norm.weight))).to(norm.weight)
+            torch.testing.assert_close(forward(states), norm(states), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    own = model.model.norm
+    with decode_steps.fused(fused_norms):
+        assert own.forward is fused_norms[own]
+    assert "forward" not in own.__dict__
+
+
+def test_a_norm_of_another_kind_stays_as_it_is():
+    class GatedRMSNorm(torch.nn.RMSNorm):
+        def forward(self, states):
+            return states.sigmoid() * super().forward(states)
+
+    assert not decode_steps.find_fused_norms(torch.nn.Sequential(GatedRMSNorm(8, eps=1e-6)))
+
+
+def test_the_memory_of_a_batch_is_free_when_it_has_ended(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    generate(model, tokenizer, ["one"], 1)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(thing, prefix_attention.SharedCache) for thing in gc.get_objects())
+        generate(model, tokenizer, make_prompts(tokenizer, 20), 4, batch_tokens=200)
+        assert sum(isinstance(thing, prefix_attention.SharedCache) for thing in gc.get_objects()) == before
+    finally:
+        gc.enable()
+
+
+def piece_tokenizer(pre_tokenizer, decoder):
+    """A tokenizer of pieces of words: of bytes, or with a mark for the blank before a word."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, show_progress=False, initial_alphabet=[*pre_tokenizers.ByteLevel.alphabet(), *CHARACTERS]
+    )
+    tokenizer.train_from_iterator(["ab ab\n\nQ: a Q: b", "Q:\nba é ab:é Q"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+CHARACTERS = "ab \nQ:é"
+PIECES = [
+    piece_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
+    piece_tokenizer(pre_tokenizers.Metaspace(), decoders.Metaspace()),
+]
+
+
+@given(
+    st.sampled_from(PIECES), st.text(CHARACTERS, max_size=40),
+    st.lists(st.text(CHARACTERS, min_size=1, max_size=4), min_size=1, max_size=2),
+)  # fmt: skip
+def test_an_answer_ends_with_the_token_that_completes_a_stop_string(tokenizer, text, stop):
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    answer, n_read = engine.GrowingAnswer(tokenizer, set(), stop, 100), 0
+    while n_read < len(ids) and answer.add(ids[n_read]) is None:
+        n_read += 1
+    so_far = [tokenizer.decode(ids[:n]) for n in range(1, len(ids) + 1)]
+    assert n_read == next((n for n, piece in enumerate(so_far) if any(string in piece for string in stop)), len(ids))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -82,17 +82,21 @@ class GrowingAnswer:
         end_ids: token ids that end an answer.
         stop: strings that end it.
         max_new_tokens: of an answer.
+        may_complete: token -> whether it may be the last of a stop string, so far; the same for all answers.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", end_ids: set[int], stop: Sequence[str], max_new_tokens: int
-    ) -> None:
+        self, tokenizer: "PreTrainedTokenizerBase", end_ids: set[int], stop: Sequence[str], max_new_tokens: int,
+        may_complete: dict[int, bool] | None = None,
+    ) -> None:  # fmt: skip
         self.tokenizer, self.end_ids, self.stop, self.max_new_tokens = tokenizer, end_ids, stop, max_new_tokens
+        self.may_complete = {} if may_complete is None else may_complete
         self.tokens: list[int] = []  # without the end token
         self.visible: list[int] = []  # without special tokens
         # Tokens, of a byte or more, that hold a stop string which has just been completed.
         self.n_tail = max((len(string.encode()) for string in stop), default=0) + 8
         self.special_ids = set(tokenizer.all_special_ids) if stop else set()
+        self.last_characters = {string[-1] for string in stop}
 
     def add(self, token: int) -> str | None:
         """Add a token; returns why the answer ends with it ("eos", "stop string", "length"), or None."""
@@ -101,10 +105,18 @@ class GrowingAnswer:
         self.tokens.append(token)
         if self.stop and token not in self.special_ids:
             self.visible.append(token)
-            text = self.tokenizer.decode(self.visible[-self.n_tail :])
-            if any(string in text for string in self.stop):
-                return "stop string"
+            if self.may_complete_stop(token):
+                text = self.tokenizer.decode(self.visible[-self.n_tail :])
+                if any(string in text for string in self.stop):
+                    return "stop string"
         return "length" if len(self.tokens) == self.max_new_tokens else None
+
+    def may_complete_stop(self, token: int) -> bool:
+        """Whether a token can be the last one of a stop string: nearly all cannot, and need no look at the text."""
+        if token not in self.may_complete:
+            text = self.tokenizer.decode([token])  # alone it may be a piece of a character, or lose a blank
+            self.may_complete[token] = "\ufffd" in text or any(c in text or c.isspace() for c in self.last_characters)
+        return self.may_complete[token]
 
     def text(self) -> str:
         """The answer without special tokens, cut before a stop string."""
@@ -301,12 +313,16 @@ def decode(
     prefix_index = ngram_index(prefix_ids, {}, 0)
     contexts = [[*suffix] for suffix in suffixes]  # token ids of each row, without the prefix
     row_indices = [ngram_index(suffix, {}, 0) for suffix in suffixes]
-    answers = [GrowingAnswer(tokenizer, end_ids, stop, max_new_tokens) for _ in suffixes]
+    may_complete: dict[int, bool] = {}
+    answers = [GrowingAnswer(tokenizer, end_ids, stop, max_new_tokens, may_complete) for _ in suffixes]
     active_rows, finished = list(range(len(suffixes))), set()
     new_tokens: list[Sequence[int]] = [[token] for token in logits.argmax(-1).tolist()]
     steps = decode_steps(model, cache)
     while True:
         for row, tokens in zip(active_rows, new_tokens, strict=True):
+            n_before = len(contexts[row])
+            contexts[row] += tokens
+            ngram_index(contexts[row], row_indices[row], n_before)
             for token in tokens:
                 if reason := answers[row].add(token):
                     finished.add(row)
@@ -321,8 +337,6 @@ def decode(
         inputs: list[list[int]] = []
         starts = []
         for row in active_rows:
-            n_before = len(contexts[row])
-            contexts[row] = [*suffixes[row], *answers[row].tokens]
             starts.append(len(contexts[row]) - 1)
             if row in finished:
                 inputs.append([])
@@ -330,7 +344,6 @@ def decode(
                 token_budget = min(steps.n_slots, max_new_tokens - len(answers[row].tokens)) - 1
                 drafted = draft(contexts[row], row_indices[row], prefix_ids, prefix_index, token_budget)
                 inputs.append([contexts[row][-1], *drafted])
-            ngram_index(contexts[row], row_indices[row], n_before)
         new_tokens = list(map(verify_draft, inputs, steps.predict(inputs, starts)))
 
 

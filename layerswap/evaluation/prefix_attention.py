@@ -9,6 +9,7 @@ into one line, so no padding is computed; only in the attention to its suffix do
 
 import math
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ class SuffixKVLayer(DynamicLayer):
 
     def __init__(self, cache: "SharedCache") -> None:
         super().__init__()
-        self.cache = cache
+        self.cache = weakref.proxy(cache)  # a circle would hold the memory until the garbage is collected
         self.buffers: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> LayerKV:
