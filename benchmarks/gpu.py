@@ -277,11 +277,11 @@ class OperationCount(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.counts = collections.Counter()
+        self.operations = collections.Counter()
 
     def __torch_dispatch__(self, operation, types, arguments=(), options=None):
         if not operation.is_view and operation is not torch.ops.aten._unsafe_view.default:
-            self.counts[str(operation)] += 1
+            self.operations[str(operation)] += 1
         return operation(*arguments, **(options or {}))
 
 
@@ -295,7 +295,7 @@ def operation_line(model, prefix, suffixes, device):
     steps.predict(*inputs)
     with decode_steps.fused(steps.norms), OperationCount() as issued:
         steps.step()
-    n_operations = issued.counts.total() / model.config.num_hidden_layers
+    n_operations = issued.operations.total() / model.config.num_hidden_layers
     line = f"  a step of {steps.n_slots} a row: {n_operations:.1f} operations a layer that are no views"
     if device == "cpu":
         return line
@@ -313,7 +313,7 @@ def operation_line(model, prefix, suffixes, device):
             kernels += 1
             milliseconds[event.name[:80]] += event.device_time / 1000
     print(*(f"    {value:6.2f} ms {name}" for name, value in milliseconds.most_common(14)), sep="\n")
-    n_waits = sum("synchronizing" in str(one.message) for one in waits)
+    n_waits = sum("called a synchronizing" in str(one.message) for one in waits)
     return (
         f"{line}, {n_waits} waits for the device; as a graph {kernels:,} kernels and copies that take "
         f"{milliseconds.total():.1f} ms"
