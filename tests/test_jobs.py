@@ -1,6 +1,7 @@
 """What a profile has to fine-tune, and the index of what was trained."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -62,6 +63,25 @@ def test_held_out_rows_are_no_training_rows():
     rows = held_out_rows(LAB, ["math", "sw"], 6, 1, FINE_TUNING)
     expected = {name: training_rows([], LAB, name, 6, 1, held_out=True) for name in ("math", "sw")}
     assert rows == expected
+
+
+def fail_here(*arguments):
+    pytest.fail("trained here")
+
+
+def test_workers_train_the_same_experts(tmp_path, monkeypatch):
+    base, weights = write_checkpoint(tmp_path / "base"), []
+    jobs = plan_jobs(LAB, {"math": [None], "sw": [None]}, [5], FINE_TUNING)
+    for workers in (1, 2):
+        monkeypatch.setattr(jobs_module, "BUILD", tmp_path / f"build-{workers}")
+        settings = {"profile": "p", "source": "lab", "base": base, "seeds": [5], "fine_tuning": FINE_TUNING}
+        if workers == 2:
+            monkeypatch.setattr(sys.modules["layerswap.experts.finetune"], "train", fail_here)
+        index = train_experts(jobs, {"math": [None], "sw": [None]}, **settings, workers=workers)
+        folders = [index.experts["math"][0], index.experts["sw"][0]]
+        assert all(folder.is_relative_to(tmp_path / f"build-{workers}") for folder in folders)
+        weights.append([(folder / "model.safetensors").read_bytes() for folder in folders])
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("changed", [{}, {"lora_rank": 2}])

@@ -1,5 +1,6 @@
 """Conditions scored with the pair of experts that their roles name, and losses of texts."""
 
+import os
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +11,7 @@ from conftest import word_tokenizer, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from layerswap.errors import UserError
-from layerswap.evaluation.answers import AnswerCache
+from layerswap.evaluation.answers import RECORD, AnswerCache
 from layerswap.evaluation.engine import generate
 from layerswap.evaluation.ranking import RANKING
 from layerswap.experts import index as index_module
@@ -24,6 +25,7 @@ from layerswap.run import scores as scores_module
 from layerswap.run.experiments import Condition, experts_alone
 from layerswap.run.scores import ProfileScores, held_out_losses, without_text
 from layerswap.tasks import Problem
+from layerswap.workers import RAY
 
 TASK = LabTask()
 HALF = TaskVectors("language x 0.5", "task arithmetic", 0.0, 0.5)
@@ -253,3 +255,27 @@ def test_solution_losses_are_of_each_solution_after_the_others(index):
             prompt = TASK.prompt(solved[i], [solved[other]])
             expected = loss_by_hand(folder, prompt, f" {solved[i].answer}")
             assert losses[i] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [2, RAY])
+def test_workers_change_nothing(larger_index, tmp_path, workers, monkeypatch):
+    if workers == RAY:
+        pytest.importorskip("ray")
+    conditions = [*experts_alone(4), Condition("swap", Plan("swap", (1.0, 0.5, 0.0, 1.0), 0.5))]
+    scores = scorer(["en", "sw"], pairs="2x2")
+    expected = [scores.score(conditions, 5), scores.rank(conditions, 5), scores.rank(conditions, 5, text_blind=True)]
+    kept = {name: AnswerCache(tmp_path / "build/p" / f"{name}-5.jsonl", fields).rows
+            for name, fields in (("answers", RECORD), ("rankings", RANKING))}  # fmt: skip
+    for name in kept:
+        os.rename(tmp_path / "build/p" / f"{name}-5.jsonl", tmp_path / f"{name}.jsonl")
+    monkeypatch.setattr(ExpertPair, "apply", lambda *arguments: pytest.fail("computed here"))
+    spread_out = replace(scores, workers=workers)
+    assert spread_out.score(conditions, 5).equals(expected[0])
+    assert spread_out.rank(conditions, 5).equals(expected[1])
+    assert spread_out.rank(conditions, 5, text_blind=True).equals(expected[2])
+    for name, fields in (("answers", RECORD), ("rankings", RANKING)):
+        path = tmp_path / "build/p" / f"{name}-5.jsonl"
+        assert AnswerCache(path, fields).rows == kept[name]
+        assert len(path.read_text().splitlines()) == len(kept[name]), "no row twice"
+    monkeypatch.setattr(scores_module, "make_pool", lambda *arguments: pytest.fail("nothing is missing"))
+    assert spread_out.score(conditions, 5).equals(expected[0])

@@ -108,3 +108,24 @@ class AnswerCache:
             os.fsync(file.fileno())
             self.read()
             self.pending, self.last_flush = [], time.monotonic()
+
+
+class RowSender(AnswerCache):
+    """The rows of a file, to which another process appends: new ones are handed to it.
+
+    send: called with each new row.
+    """
+
+    def __init__(self, path: str | Path, fields: Sequence[str], send: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(path, fields)
+        self.send = send
+
+    def check(self) -> None:
+        """The file is not written to."""
+
+    def write_pending(self) -> None:
+        """Hand on the pending rows."""
+        for row in self.pending:
+            self.rows.setdefault(row["key"], row)
+            self.send(row)
+        self.pending, self.last_flush = [], time.monotonic()

@@ -6,9 +6,9 @@ language_steps, language_learning_rate, frozen_embeddings (whether embeddings, f
 weights), launch (a file below the project), and what is passed on to ``finetune``.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from layerswap.experts.index import NON_LAYER, ExpertIndex
 from layerswap.experts.training_data import Row, training_rows
 from layerswap.files import BUILD, ROOT, results_name
 from layerswap.tasks.base import Task
+from layerswap.workers import Cell, Workers, make_pool, spread
 
 # To ``finetune``, under the same name.
 PASSED_ON = ("batch_size", "max_length", "micro_batch", "packing", "lora_rank", "lora_alpha", "softmax", "dtype")
@@ -127,6 +128,7 @@ def held_out_rows(
 def train_experts(
     jobs: Sequence[TrainingJob], resolved: Mapping[str, Sequence[Path | None]], *, profile: str, source: str,
     base: Path, seeds: Sequence[int], fine_tuning: Mapping[str, Any], threads: int = 1, device: str = "cpu",
+    workers: Workers = 1,
 ) -> ExpertIndex:  # fmt: skip
     """Fine-tune what is planned; a job whose expert is there already costs nothing.
 
@@ -140,6 +142,7 @@ def train_experts(
         fine_tuning: the settings.
         threads: CPU threads.
         device: "cpu" or "cuda".
+        workers: 1 for this process alone, a number of processes, or "ray".
 
     Returns:
         The profile's models, adapters merged into the base and all of one dtype. It is not saved.
@@ -153,11 +156,20 @@ def train_experts(
     settings["launch"] = ROOT / fine_tuning["launch"] if fine_tuning["launch"] else ""
     experts: dict[str, list[Any]] = {name: list(folders) for name, folders in resolved.items()}
     groups: dict[str, dict[str, list[Any]]] = {"experts": experts, "frozen": {}, "joint": {}}
-    for job in jobs:
-        out = finetune(
-            base, job.rows, BUILD / results_name(profile) / "experts" / job.label, steps=job.steps, seed=job.seed,
-            learning_rate=job.learning_rate, frozen=job.frozen, **settings,
-        )  # fmt: skip
+    trainings = [
+        partial(
+            finetune, base, job.rows, BUILD / results_name(profile) / "experts" / job.label, steps=job.steps,
+            seed=job.seed, learning_rate=job.learning_rate, frozen=job.frozen, **settings,
+        )
+        for job in jobs
+    ]  # fmt: skip
+    if workers != 1 and len(jobs) > 1:
+        gpus = count_processes(fine_tuning["launch"]) if device == "cuda" else 0
+        cells = [Cell(job.label, partial(run_alone, training)) for job, training in zip(jobs, trainings, strict=True)]
+        for _ in spread(cells, make_pool(workers, threads, gpus)):
+            pass  # a training sends nothing
+    for job, training in zip(jobs, trainings, strict=True):
+        out = training()  # of one that is done, its folder
         folders = groups[job.group].setdefault(job.name, [None] * len(seeds))
         folders[seeds.index(job.seed)] = resolve_model(out, base)
     every_folder = [folder for models in groups.values() for folders in models.values() for folder in folders]
@@ -173,6 +185,23 @@ def train_experts(
     )  # fmt: skip
 
 
+def run_alone(training: Callable[[], Path], send: Callable[[Row], None]) -> None:
+    """A training as the work of a ``Cell``."""
+    training()
+
+
 def subject_of(name: str) -> str:
     """Whose settings an expert has: "math" or "language"."""
     return "math" if name == "math" else "language"
+
+
+def count_processes(launch: str) -> int:
+    """The processes that accelerate's file starts."""
+    import yaml
+
+    if not launch:
+        return 1
+    try:
+        return int(yaml.safe_load((ROOT / launch).read_text(encoding="utf-8"))["num_processes"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"launch {launch}: expected a file for accelerate with num_processes ({error!r})") from None

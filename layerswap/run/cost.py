@@ -16,7 +16,7 @@ from layerswap.checkpoints.safetensors import count_weights, read_header
 from layerswap.checkpoints.wheels import WHEEL_MODELS
 from layerswap.errors import UserError
 from layerswap.experts.index import check_experts, pair_counts
-from layerswap.experts.jobs import subject_of
+from layerswap.experts.jobs import count_processes, subject_of
 from layerswap.experts.training_data import parse_mixture, training_rows
 from layerswap.files import ROOT
 from layerswap.lab.world import BASE
@@ -201,18 +201,6 @@ def cached_model(name: str) -> Path | None:
     except (errors.LocalEntryNotFoundError, ValueError):
         return None
     return folder if list(folder.glob("*.safetensors")) else None
-
-
-def count_processes(launch: str) -> int:
-    """The processes that accelerate's file starts."""
-    import yaml
-
-    if not launch:
-        return 1
-    try:
-        return int(yaml.safe_load((ROOT / launch).read_text(encoding="utf-8"))["num_processes"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"launch {launch}: expected a file for accelerate with num_processes ({error!r})") from None
 
 
 def count_answers(settings: dict[str, Parameters], n_layers: int) -> dict[str, int]:

@@ -102,7 +102,8 @@ def fingerprint(project: Project, name: str, profile: str, parameters: Parameter
     needed = [file for need in metadata(project, name)["needs"] for file in metadata(project, need)["artifacts"]]
     artifacts = {file: project.build(profile, file) for file in needed}
     return {
-        "parameters": parameters, "code": code_cells(project, name), "package": package_digest(project),
+        "parameters": parameters | {"workers": 1},  # they change no result
+        "code": code_cells(project, name), "package": package_digest(project),
         "needs": {file: file_digest(path) if path.is_file() else None for file, path in artifacts.items()},
         "data": data_digest(project, parameters, list(artifacts.values())),
         "files": external_inputs(project, parameters), "lock": file_digest(project.root / "requirements.lock"),

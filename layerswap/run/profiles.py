@@ -27,6 +27,7 @@ from layerswap.tasks.base import Task
 from layerswap.tasks.mgsm import MGSM
 from layerswap.tasks.msvamp import MSVAMP
 from layerswap.tasks.one_step import OneStepMSVAMP
+from layerswap.workers import RAY
 
 Parameters = dict[str, Any]
 DEFAULTS = "ci"  # the profile that sets every parameter
@@ -35,7 +36,7 @@ CHOICES = {
     "device": ("cpu", "cuda"), "eval_dtype": ("float32", "bfloat16"), "split": ("test", "validation"),
     "criterion": ("exact match", "answer loss"),
 }  # fmt: skip
-AT_LEAST_ONE = ("n_problems", "n_answered", "n_sweep", "n_map", "max_new_tokens", "threads")
+AT_LEAST_ONE = ("n_problems", "n_answered", "n_sweep", "n_map", "max_new_tokens", "threads", "workers")
 EMPTY_LISTS = {"probed_layers": [0]}  # what the lists hold that are empty by default; all others hold texts
 FIGURE_FORMATS = ("png", "svg", "csv")  # files of one figure
 # Parameters that had another name, and what to write instead.
@@ -250,8 +251,12 @@ def override(where: str, notebook: str, parameter: str, value: Any, default: Any
         return current | set_keys
     if default == []:
         default = EMPTY_LISTS.get(parameter, ["text"])
+    if parameter == "workers" and value == RAY:
+        return value
     if not type_matches(value, default):
         expected = f"{type(default).__name__} like {default!r}"
+        if parameter == "workers":
+            expected = f"a number of processes or {RAY!r}"
         if default == SCALED:
             expected = f"a whole number of layers or {SCALED!r}"
         raise UserError(f"{where}: {parameter} is {value!r} ({type(value).__name__}), {notebook} expects {expected}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerswap.analysis.statistics import check_complete
@@ -16,7 +17,7 @@ from layerswap.checkpoints.loading import load_model, load_tokenizer
 from layerswap.checkpoints.model_files import FileStates, check_unchanged, file_states, model_digest, tokenizer_digest
 from layerswap.checkpoints.tokenizer import has_chat_template
 from layerswap.errors import UserError
-from layerswap.evaluation.answers import AnswerCache
+from layerswap.evaluation.answers import AnswerCache, RowSender
 from layerswap.evaluation.engine import nll
 from layerswap.evaluation.ranking import RANKING, rank
 from layerswap.evaluation.scoring import ScoredModel, check_prompts, evaluate
@@ -33,11 +34,17 @@ from layerswap.files import BUILD, json_digest, results_name
 from layerswap.merging.in_memory import ExpertPair
 from layerswap.merging.manifest import merge_key
 from layerswap.merging.on_disk import merge
+from layerswap.progress import progress_options
 from layerswap.run.experiments import Condition, Role
 from layerswap.run.profiles import find_task
 from layerswap.tasks.base import Problem, Task
+from layerswap.workers import Cell, Row, Workers, make_pool, spread
 
 LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+LanguageAndPair = tuple[str, int, int]  # language, math expert and language expert as places in the index's seeds
+Measure = Callable[..., pd.DataFrame]  # of models, task, problems, exemplars and cache
+Prepare = Callable[[Problem], Problem]  # what is shown of a problem
+SHARES = 3  # of the work, for each worker: their lengths differ
 N_SOLUTIONS = 8  # worked solutions whose loss is measured, as many as MGSM publishes
 
 
@@ -46,7 +53,8 @@ class ProfileScores:
     """Scores conditions with a profile's experts: the parameters that all notebooks share.
 
     pairs: of experts, "MxL", as in ``experts.seed_pairs``. dtype: of the models that are evaluated. experts: None means
-    those that 01_experts left.
+    those that 01_experts left. workers: 1 for this process alone, a number of processes, or "ray"; the results are the
+    same.
     """
 
     profile: str
@@ -59,6 +67,7 @@ class ProfileScores:
     device: str = "cpu"
     dtype: str = "float32"
     experts: ExpertIndex | None = None
+    workers: Workers = 1
 
     @cached_property
     def index(self) -> ExpertIndex:
@@ -109,8 +118,8 @@ class ProfileScores:
             UserError: as in ``load_index``, ``expert_for_role`` and ``evaluate``, and for missing answers.
         """
         answers = AnswerCache(BUILD / results_name(self.profile) / f"answers-{n_problems}.jsonl")
-        run = partial(evaluate, cache=answers, style=self.style, max_new_tokens=self.max_new_tokens)
-        frame = self.run_on_all(conditions, n_problems, run)
+        measure = partial(evaluate, style=self.style, max_new_tokens=self.max_new_tokens)
+        frame = self.measure_all(conditions, n_problems, measure, answers)
         frame["loss"] = frame.answer_nll / frame.answer_tokens
         return frame
 
@@ -127,63 +136,102 @@ class ProfileScores:
             UserError: as ``score``.
         """
         rankings = AnswerCache(BUILD / results_name(self.profile) / f"rankings-{n_problems}.jsonl", RANKING)
-        run = partial(rank, cache=rankings, style=self.style)
+        measure = partial(rank, style=self.style)
         if not text_blind:
-            return self.run_on_all(conditions, n_problems, run)
+            return self.measure_all(conditions, n_problems, measure, rankings)
         named = [replace(condition, name=f"{condition.name}, text-blind") for condition in conditions]
-        return self.run_on_all(named, n_problems, run, without_text)
+        return self.measure_all(named, n_problems, measure, rankings, without_text)
 
-    def run_on_all(
-        self, conditions: Sequence[Condition], n_problems: int, run: Callable[..., pd.DataFrame],
-        prepare: Callable[[Problem], Problem] = lambda problem: problem,
+    def measure_all(
+        self, conditions: Sequence[Condition], n_problems: int, measure: Measure, cache: AnswerCache,
+        prepare: Prepare | None = None,
     ) -> pd.DataFrame:  # fmt: skip
-        """What ``run`` makes of every condition, language and pair of experts.
+        """What ``measure`` makes of every condition, language and pair of experts.
 
-        run: called with models, task, problems and exemplars. prepare: what is shown of a problem.
+        Several workers first compute what is not kept; the frame is made here, of what is kept.
         """
-        index, tokenizer, tokenizer_key = self.index, cache(load_tokenizer), cache(tokenizer_digest)
-        states, pairs, frames = cache(file_states), seed_pairs(self.index, self.pairs), []
-        problems = {
-            language: list(map(prepare, self.task.problems(language, self.split, n_problems)))
-            for language in self.languages
-        }
-        exemplars = {language: self.task.exemplars(language, self.exemplars, self.style) for language in self.languages}
-
-        @cache
-        def check_all_prompts(folder: Path) -> None:
-            config = parse_config(folder)
-            for language in self.languages if config else ():  # before the first answer
-                check_prompts(config, tokenizer(folder), self.task, problems[language], exemplars[language],
-                              style=self.style, max_new_tokens=self.max_new_tokens)  # fmt: skip
-
-        for language in self.languages:
-            for math_seed, language_seed in pairs:
-                for models, served in self.expert_pairs(conditions, language, math_seed, language_seed):
-                    folder = models.folders["math"]
-                    states(folder)  # before the tokenizer's digest, which later pairs of this folder have too
-
-                    def load(condition: Condition, models: ExpertPair = models, folder: Path = folder) -> LoadedModel:
-                        check_all_prompts(folder)
-                        loaded = models.apply(condition.plan), tokenizer(folder)
-                        check_pair(models, states(folder))
-                        return loaded
-
-                    scored = [
-                        ScoredModel(
-                            condition.name,
-                            json_digest([models.merge_digest(condition.plan), tokenizer_key(folder)]),
-                            partial(load, condition),
-                            partial(check_pair, models, states(folder)),
-                            has_chat_template(folder),
-                        )
-                        for condition in served
-                    ]
-                    frame = run(scored, self.task, problems[language], exemplars[language])
-                    frames.append(frame.assign(math_seed=index.seeds[math_seed],
-                                               language_seed=index.seeds[language_seed]))  # fmt: skip
+        cells = [(language, *pair) for language in self.languages for pair in seed_pairs(self.index, self.pairs)]
+        inputs = Inputs(self, n_problems, prepare)
+        if self.workers != 1:
+            self.spread(cells, conditions, inputs, measure, cache)
+        frames = [self.measure_cell(cell, conditions, inputs, measure, cache) for cell in cells]
         frame = in_order(frames, conditions)
-        check_complete(frame, [condition.name for condition in conditions], self.languages, len(pairs), n_problems)
+        check_complete(frame, [condition.name for condition in conditions], self.languages, self.n_pairs, n_problems)
         return frame
+
+    def measure_cell(
+        self, cell: LanguageAndPair, conditions: Sequence[Condition], inputs: "Inputs", measure: Measure,
+        cache: AnswerCache,
+    ) -> pd.DataFrame:  # fmt: skip
+        """What ``measure`` makes of every condition for one language and pair of experts."""
+        language, math_seed, language_seed = cell
+        models = self.scored_models(cell, conditions, inputs)
+        frame = measure(models, self.task, inputs.problems[language], inputs.exemplars[language], cache=cache)
+        seeds = self.index.seeds
+        return frame.assign(math_seed=seeds[math_seed], language_seed=seeds[language_seed])
+
+    def scored_models(
+        self, cell: LanguageAndPair, conditions: Sequence[Condition], inputs: "Inputs"
+    ) -> Iterator[ScoredModel]:
+        """The model of every condition, those of the same two roles one after the other; loaded when it is needed."""
+        for models, served in self.expert_pairs(conditions, *cell):
+            folder = models.folders["math"]
+            states = inputs.states(folder)  # before the tokenizer's digest, which later pairs of this folder have too
+
+            def load(
+                condition: Condition, models: ExpertPair = models, folder: Path = folder, states: FileStates = states
+            ) -> LoadedModel:
+                inputs.check(folder)
+                loaded = models.apply(condition.plan), inputs.tokenizer(folder)
+                check_pair(models, states)
+                return loaded
+
+            for condition in served:
+                yield ScoredModel(
+                    condition.name,
+                    json_digest([models.merge_digest(condition.plan), inputs.tokenizer_digest(folder)]),
+                    partial(load, condition),
+                    partial(check_pair, models, states),
+                    has_chat_template(folder),
+                )
+
+    def spread(
+        self, cells: Sequence[LanguageAndPair], conditions: Sequence[Condition], inputs: "Inputs", measure: Measure,
+        cache: AnswerCache,
+    ) -> None:  # fmt: skip
+        """Let workers compute what is not kept, and keep it: this process alone writes the file."""
+        missing: list[tuple[LanguageAndPair, list[Condition]]] = []
+        by_name = {condition.name: condition for condition in conditions}
+        for cell in cells:
+            absent = []
+            for model in self.scored_models(cell, conditions, inputs):
+                language = cell[0]
+                try:
+                    measure([model._replace(load=not_kept)], self.task, inputs.problems[language],
+                            inputs.exemplars[language], cache=cache)  # fmt: skip
+                except NotKeptError:
+                    absent.append(by_name[model.name])
+            missing += [(cell, absent)] * bool(absent)
+        if not missing:
+            return
+        cache.check()
+        pool = make_pool(self.workers, torch.get_num_threads(), int(self.device.startswith("cuda")))
+        n_share = -(-sum(len(absent) for _, absent in missing) // (SHARES * pool.n_workers))
+        work = []
+        for cell, absent in missing:
+            alone = replace(self, languages=[cell[0]], experts=self.index, workers=1)
+            for start in range(0, len(absent), n_share):
+                share = absent[start : start + n_share]
+                names = ", ".join(condition.name for condition in share)
+                work.append(Cell(f"pair of experts {cell}: {names}", partial(
+                    measure_share, alone, cell, share, inputs.n_problems, inputs.prepare, measure, cache.path,
+                    cache.fields,
+                )))  # fmt: skip
+        with tqdm(desc=f"{pool.n_workers} workers", unit=" rows", **progress_options()) as progress:
+            for row in spread(work, pool):
+                cache.add(row)
+                progress.update()
+        cache.flush()
 
     def expert_pairs(
         self, conditions: Iterable[Condition], language: str, math_seed: int = 0, language_seed: int = 0
@@ -252,6 +300,45 @@ class ProfileScores:
                 raise UserError(f"{len(shared)} of {n_validation} validation problems in {language} are also"
                                 f" tested, such as {shared[0].id}:"
                                 f" lower n_problems ({n_problems}) or n_validation")  # fmt: skip
+
+
+class Inputs:
+    """What the models of a profile are shown, and what was read of their folders so far."""
+
+    def __init__(self, scores: ProfileScores, n_problems: int, prepare: Prepare | None) -> None:
+        self.scores, self.n_problems, self.prepare = scores, n_problems, prepare
+        task, style = scores.task, scores.style
+        self.problems = {language: task.problems(language, scores.split, n_problems) for language in scores.languages}
+        if prepare:
+            self.problems = {language: list(map(prepare, problems)) for language, problems in self.problems.items()}
+        self.exemplars = {language: task.exemplars(language, scores.exemplars, style) for language in scores.languages}
+        self.states, self.tokenizer = cache(file_states), cache(load_tokenizer)
+        self.tokenizer_digest, self.check = cache(tokenizer_digest), cache(self.check_prompts)
+
+    def check_prompts(self, folder: Path) -> None:
+        """UserError unless a model can be given all prompts, of every language: before the first answer."""
+        config, scores = parse_config(folder), self.scores
+        for language in scores.languages if config else ():
+            check_prompts(config, self.tokenizer(folder), scores.task, self.problems[language],
+                          self.exemplars[language], style=scores.style,
+                          max_new_tokens=scores.max_new_tokens)  # fmt: skip
+
+
+class NotKeptError(Exception):
+    """Something has to be computed."""
+
+
+def not_kept() -> LoadedModel:
+    """In place of loading a model."""
+    raise NotKeptError
+
+
+def measure_share(
+    scores: ProfileScores, cell: LanguageAndPair, conditions: Sequence[Condition], n_problems: int,
+    prepare: Prepare | None, measure: Measure, path: Path, fields: Sequence[str], send: Callable[[Row], None],
+) -> None:  # fmt: skip
+    """What a worker does: compute what is not kept of some conditions, and send its rows."""
+    scores.measure_cell(cell, conditions, Inputs(scores, n_problems, prepare), measure, RowSender(path, fields, send))
 
 
 def without_text(problem: Problem) -> Problem:
