@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection, wait
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from layerswap.errors import UserError, one_line
 
 ENVIRONMENT = ("LAYERSWAP_DATA", "HF_HOME", "HF_HUB_OFFLINE")  # variables that workers on other nodes need too
 ATTEMPTS = 3  # of a cell, before it is named as failed
+SHARES = 3  # of the work, for each worker: their lengths differ
 Row = dict[str, Any]
+Item = TypeVar("Item")
 RAY: Literal["ray"] = "ray"
 Workers = int | Literal["ray"]
 
@@ -73,7 +75,7 @@ class Pool(Protocol):
         ...
 
 
-def spread(cells: Sequence[Cell], pool: Pool) -> Iterator[Row]:
+def run_cells(cells: Sequence[Cell], pool: Pool) -> Iterator[Row]:
     """Run cells on a pool.
 
     Yields:
@@ -104,6 +106,15 @@ def spread(cells: Sequence[Cell], pool: Pool) -> Iterator[Row]:
     finally:
         if n_running:
             pool.cancel()
+
+
+def split_groups(groups: Sequence[Sequence[Item]], n_workers: int) -> list[tuple[int, Sequence[Item]]]:
+    """Groups cut into shares, some for each worker: (which group, its share).
+
+    What belongs to one group has a start in common, such as models that are loaded.
+    """
+    size = max(1, -(-sum(map(len, groups)) // (SHARES * n_workers)))
+    return [(i, group[k : k + size]) for i, group in enumerate(groups) for k in range(0, len(group), size)]
 
 
 def make_pool(workers: Workers, threads: int, gpus: int = 0) -> Pool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from layerswap.errors import UserError
-from layerswap.workers import RAY, Cell, ProcessPool, make_pool, process_pool, spread
+from layerswap.workers import RAY, Cell, ProcessPool, make_pool, process_pool, run_cells
 
 
 def write_rows(n, send, pause=0.0):
@@ -52,31 +52,31 @@ def pool(request):
 
 def test_rows_of_all_cells_come(pool):
     cells = [Cell(f"cell {n}", partial(write_rows, n)) for n in (3, 0, 5, 1)]
-    rows = list(spread(cells, pool))
+    rows = list(run_cells(cells, pool))
     assert sorted(row["i"] for row in rows) == [0, 0, 0, 1, 1, 2, 2, 3, 4]
     assert os.getpid() not in {row["process"] for row in rows}
 
 
 def test_rows_come_before_their_cell_has_ended(pool):
     started, first = time.monotonic(), None
-    for _ in spread([Cell("slow", partial(write_rows, 4, pause=0.5))], pool):
+    for _ in run_cells([Cell("slow", partial(write_rows, 4, pause=0.5))], pool):
         first = first or time.monotonic()
     assert time.monotonic() - first > 1 > 0 < first - started
 
 
 def test_a_cell_whose_worker_is_killed_is_tried_again(pool, tmp_path):
     cells = [Cell("dies", partial(die_once, tmp_path / "marker")), Cell("other", partial(write_rows, 2))]
-    rows = list(spread(cells, pool))
+    rows = list(run_cells(cells, pool))
     assert sorted(row["i"] for row in rows) in ([0, 0, 0, 1, 1], [0, 0, 1, 1]), "its first row may be lost"
     assert (tmp_path / "marker").exists()
 
 
 def test_a_worker_that_died_between_cells_is_replaced():
     pool = ProcessPool(1, 1, 0)
-    (row,) = spread([Cell("one", partial(write_rows, 1))], pool)
+    (row,) = run_cells([Cell("one", partial(write_rows, 1))], pool)
     os.kill(row["process"], signal.SIGKILL)
     pool.processes[0][0].join()
-    (again,) = spread([Cell("one", partial(write_rows, 1))], pool)
+    (again,) = run_cells([Cell("one", partial(write_rows, 1))], pool)
     assert again["process"] != row["process"]
 
 
@@ -87,21 +87,21 @@ def test_an_error_of_the_user_is_raised_at_once(pool, tmp_path):
         Cell("long", partial(write_rows, 99, pause=1)),
     ]
     with pytest.raises(UserError, match="^a: bad folder$"):
-        list(spread(cells, pool))
+        list(run_cells(cells, pool))
     assert log.read_text() == "tried\n"
-    assert len(list(spread([Cell("later", partial(write_rows, 2))], pool))) == 2, "the pool goes on"
+    assert len(list(run_cells([Cell("later", partial(write_rows, 2))], pool))) == 2, "the pool goes on"
 
 
 def test_other_errors_are_tried_three_times_and_named(pool, tmp_path):
     log = tmp_path / "log"
     with pytest.raises(UserError, match="^cell of sw: failed 3 times: .*no luck"):
-        list(spread([Cell("cell of sw", partial(fail, ValueError("no luck"), log))], pool))
+        list(run_cells([Cell("cell of sw", partial(fail, ValueError("no luck"), log))], pool))
     assert log.read_text() == "tried\n" * 3
 
 
 def test_an_error_that_cannot_be_sent_is_named():
     with pytest.raises(UserError, match="failed 3 times: .*LocalError: only here"):
-        list(spread([Cell("odd", raise_unpicklable)], process_pool(2, 1, 0)))
+        list(run_cells([Cell("odd", raise_unpicklable)], process_pool(2, 1, 0)))
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
@@ -109,7 +109,8 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         "import sys; sys.path.insert(0, 'tests')\n"
         "import test_workers as t\n"
         "if __name__ == '__main__':\n"
-        "    for row in t.spread([t.Cell('long', t.partial(t.write_rows, 99, pause=0.2))], t.ProcessPool(1, 1, 0)):\n"
+        "    cells = [t.Cell('long', t.partial(t.write_rows, 99, pause=0.2))]\n"
+        "    for row in t.run_cells(cells, t.ProcessPool(1, 1, 0)):\n"
         "        print(row['process'], flush=True)\n"
     )
     (tmp_path / "driver.py").write_text(program)

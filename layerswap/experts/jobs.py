@@ -18,7 +18,7 @@ from layerswap.experts.index import NON_LAYER, ExpertIndex
 from layerswap.experts.training_data import Row, training_rows
 from layerswap.files import BUILD, ROOT, results_name
 from layerswap.tasks.base import Task
-from layerswap.workers import Cell, Workers, make_pool, spread
+from layerswap.workers import Cell, Workers, make_pool, run_cells
 
 # To ``finetune``, under the same name.
 PASSED_ON = ("batch_size", "max_length", "micro_batch", "packing", "lora_rank", "lora_alpha", "softmax", "dtype")
@@ -166,7 +166,7 @@ def train_experts(
     if workers != 1 and len(jobs) > 1:
         gpus = count_processes(fine_tuning["launch"]) if device == "cuda" else 0
         cells = [Cell(job.label, partial(run_alone, training)) for job, training in zip(jobs, trainings, strict=True)]
-        for _ in spread(cells, make_pool(workers, threads, gpus)):
+        for _ in run_cells(cells, make_pool(workers, threads, gpus)):
             pass  # a training sends nothing
     for job, training in zip(jobs, trainings, strict=True):
         out = training()  # of one that is done, its folder

@@ -1,14 +1,17 @@
 """A profile's cost before it is run: what is loaded, trained, merged and evaluated, with memory, disk and time.
 
 Nothing is fetched and no model is loaded. Sizes come from files that are here; of a model on the hub that is not, from
-the billions in its name, if it says them. Times assume SPEED: they say hours or days, no more.
+the billions in its name, if it says them. Times assume SPEED: they say hours or days, no more. Those of several workers
+are of a list schedule: each takes the next cell of work as soon as it is free.
 """
 
+import heapq
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from layerswap.checkpoints.layers import layer_count
 from layerswap.checkpoints.loading import HUB
@@ -22,9 +25,28 @@ from layerswap.files import ROOT
 from layerswap.lab.world import BASE
 from layerswap.run.experiments import Condition, Experiment, profile_experiments
 from layerswap.run.profiles import Parameters, find_task, wheel_base
+from layerswap.workers import split_groups
 
-# What a device does of its best, assumed: floating-point operations and bytes of memory a second.
-SPEED = {"cpu": (2e11, 2e10), "cuda": (4e14, 2e12)}  # two cores of a server; an H100 in bfloat16
+
+class Speed(NamedTuple):
+    """What is assumed of a device.
+
+    Attributes:
+        flops: floating-point operations a second.
+        bandwidth: bytes of memory a second.
+        step_seconds: of a layer in a decode step, beside its arithmetic: one operation after the other is started.
+        load_bandwidth: bytes a second of weights from a disk.
+    """
+
+    flops: float
+    bandwidth: float
+    step_seconds: float
+    load_bandwidth: float
+
+
+# A core of a server; an H100 in bfloat16, whose steps are CUDA graphs. docs/workers.md says what was measured.
+SPEED = {"cpu": Speed(1e11, 1e10, 4e-4, 1e9), "cuda": Speed(4e14, 2e12, 0.0, 2e9)}
+WORKERS = {"cpu": (1, 2, 8), "cuda": (1, 8, 64)}  # for which the times are told
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
 BYTES_PER_TRAINED_WEIGHT = 16  # itself, its gradient, two moments of AdamW, all in float32
 QUESTION_TOKENS = 150  # about
@@ -44,7 +66,9 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     p = settings["01_experts"]
     tuning = p["fine_tuning"]
     n_weights, n_layers, how = model_size(p["base"])
-    flops, bandwidth = SPEED[p["device"]]
+    speed = SPEED[p["device"]]
+    cores = p["threads"] if p["device"] == "cpu" else 1
+    flops, bandwidth = cores * speed.flops, cores * speed.bandwidth
     processes = count_processes(tuning["launch"])
 
     named = [*p["math_experts"], *p["language_experts"]]
@@ -59,7 +83,7 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     lines += [f"           expert {name}{' (no such folder here)' if name in absent else ''}" for name in named]
     lines.append(f"           {len(fetched)} model(s) to fetch from the hub, about {gigabytes(disk)} in bfloat16")
 
-    training_seconds = 0.0
+    trainings: list[float] = []  # seconds of each on one device
     expert_bytes = (2 if tuning["lora_rank"] else 4) * n_weights
     trained = trained_models(p)
     for name, subjects, count in trained:
@@ -71,30 +95,42 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
         rows = f"{steps} steps of {tuning['batch_size']} rows"
         lines.append(f"train      {count} {name} expert(s), {how}: {rows}, at most {tokens / 1e6:,.1f} M tokens each,"
                      f" on {text}")  # fmt: skip
-        training_seconds += count * (4 if tuning["lora_rank"] else 6) * n_weights * tokens / flops / processes
+        trainings += [(4 if tuning["lora_rank"] else 6) * n_weights * tokens / flops] * count
         disk += count * expert_bytes
     if trained:
         memory = (4 if tuning["lora_rank"] else BYTES_PER_TRAINED_WEIGHT) * n_weights
         disk += 2 * memory  # two checkpoints of a training
         spread = f", over {processes} processes" if processes > 1 else ""
-        lines.append(f"           memory {gigabytes(memory)}{spread}, and activations; at most"
-                     f" {format_duration(training_seconds)}")  # fmt: skip
+        lines.append(f"           memory {gigabytes(memory)}{spread}, and activations")
     disk += expert_bytes
     lines.append(f"merge      one checkpoint on disk, {gigabytes(expert_bytes)}; all others in memory")
 
-    evaluation_seconds = 0.0
-    for name, count in count_answers(settings, n_layers).items():
+    cells = answers_of_cells(settings, n_layers)
+    model_bytes = BYTES_PER_WEIGHT[p["eval_dtype"]] * n_weights
+    for name, groups in cells.items():
         q = settings[name]
-        lines.append(f"evaluate   {name}: at most {count:,} answers of at most {q['max_new_tokens']} tokens,"
-                     f" {q['exemplars']} exemplars")  # fmt: skip
-        tokens = QUESTION_TOKENS + q["max_new_tokens"]
-        read = q["max_new_tokens"] / ROWS_AT_ONCE * BYTES_PER_WEIGHT[q["eval_dtype"]] * n_weights / bandwidth
-        evaluation_seconds += count * (2 * n_weights * tokens / flops + read)
-    memory = 3.3 * BYTES_PER_WEIGHT[p["eval_dtype"]] * n_weights
-    lines.append(f"           memory {gigabytes(memory)} (two experts and what is mixed of them) and the cache of a"
-                 f" batch; at most {format_duration(evaluation_seconds)}")  # fmt: skip
-    lines.append(f"in all     disk {gigabytes(disk)}, at most {format_duration(training_seconds + evaluation_seconds)}"
-                 f" on {p['device']} (assuming {flops:.0e} operations and {bandwidth:.0e} bytes a second)")  # fmt: skip
+        lines.append(f"evaluate   {name}: at most {sum(map(sum, groups)):,} answers of at most {q['max_new_tokens']}"
+                     f" tokens, {q['exemplars']} exemplars")  # fmt: skip
+    lines.append(f"           memory {gigabytes(3.3 * model_bytes)} a worker (two experts and what is mixed of them),"
+                 " and the cache of a batch")  # fmt: skip
+    lines.append(f"in all     disk {gigabytes(disk)}; on {p['device']}, assuming {flops:.0e} operations and"
+                 f" {bandwidth:.0e} bytes a second, at most:")  # fmt: skip
+    unit = "GPU(s)" if p["device"] == "cuda" else f"worker(s) of {p['threads']} core(s)"
+    for n_workers in WORKERS[p["device"]]:
+        at_once = max(1, n_workers // processes)
+        training = makespan([work / min(processes, n_workers) for work in trainings], at_once)
+        evaluation = 0.0
+        for name, groups in cells.items():
+            new_tokens = settings[name]["max_new_tokens"]
+            step = model_bytes / bandwidth + n_layers * speed.step_seconds
+            answer = 2 * n_weights * (QUESTION_TOKENS + new_tokens) / flops + new_tokens / ROWS_AT_ONCE * step
+            shares = [piece for _, piece in split_groups(groups, n_workers)]
+            loading = 2 * model_bytes / speed.load_bandwidth
+            evaluation += makespan([loading + sum(piece) * answer for piece in shares], n_workers)
+        times = {"training": training} if trainings else {}
+        times |= {"evaluation": evaluation, "together": training + evaluation}
+        durations = ", ".join(f"{what} {format_duration(seconds)}" for what, seconds in times.items())
+        lines.append(f"           {n_workers:3} {unit}: {durations}")
     return lines
 
 
@@ -204,19 +240,34 @@ def cached_model(name: str) -> Path | None:
 
 
 def count_answers(settings: dict[str, Parameters], n_layers: int) -> dict[str, int]:
-    """Notebook -> how many answers it asks for at most; what a notebook asks twice of as many problems is done once."""
-    totals: dict[str, int] = {}
-    most: dict[tuple[str, Any], int] = {}  # (notebook, what is answered) -> answers
+    """Notebook -> how many answers it asks for at most."""
+    return {name: sum(map(sum, groups)) for name, groups in answers_of_cells(settings, n_layers).items()}
+
+
+def answers_of_cells(settings: dict[str, Parameters], n_layers: int) -> dict[str, list[list[int]]]:
+    """Notebook -> for each language and pair of experts the answers of each of its conditions.
+
+    What a notebook asks twice of as many problems is done once. The plans of a search are conditions of their language.
+    """
+    cells: dict[str, list[list[int]]] = {}
+    most: dict[tuple[str, Any], tuple[int, int]] = {}  # (notebook, what is answered) -> problems, languages x pairs
     for experiment in profile_experiments(settings, n_layers):
-        n_problems = settings[experiment.notebook][experiment.sample]
+        groups, n_problems = cells.setdefault(experiment.notebook, []), settings[experiment.notebook][experiment.sample]
         for condition in experiment.conditions:
             key = experiment.notebook, (experiment.split, n_problems, condition.roles, signature(condition))
-            most[key] = max(most.get(key, 0), answers_of(experiment, condition, settings))
-        searched = experiment.n_searched * answers_of(experiment, experiment.conditions[0], settings)
-        totals[experiment.notebook] = totals.get(experiment.notebook, 0) + searched
-    for (notebook, _), count in most.items():
-        totals[notebook] += count
-    return totals
+            most[key] = max(most.get(key, (0, 0)), (n_problems, count_groups(experiment, condition, settings)))
+        for _ in range(experiment.n_searched):
+            add_to_groups(groups, n_problems, count_groups(experiment, experiment.conditions[0], settings))
+    for (notebook, _), (n_problems, n_groups) in most.items():
+        add_to_groups(cells[notebook], n_problems, n_groups)
+    return cells
+
+
+def add_to_groups(groups: list[list[int]], n_problems: int, n_groups: int) -> None:
+    """Add a condition's answers to the first groups."""
+    groups += [[] for _ in range(n_groups - len(groups))]
+    for group in groups[:n_groups]:
+        group.append(n_problems)
 
 
 def signature(condition: Condition) -> str:
@@ -224,8 +275,8 @@ def signature(condition: Condition) -> str:
     return repr({field: value for field, value in condition.plan.to_dict().items() if field != "name"})
 
 
-def answers_of(experiment: Experiment, condition: Condition, settings: dict[str, Parameters]) -> int:
-    """The answers that one condition of an experiment asks for."""
+def count_groups(experiment: Experiment, condition: Condition, settings: dict[str, Parameters]) -> int:
+    """Languages times pairs of experts in which a condition of an experiment is answered."""
     p = settings[experiment.notebook]
     n_languages = 1 if experiment.languages == "first" else len(p["languages"])
     if experiment.languages == "all and English" and condition.name != "language expert":
@@ -233,7 +284,15 @@ def answers_of(experiment: Experiment, condition: Condition, settings: dict[str,
     n_pairs = 1
     if not experiment.one_pair:
         n_pairs = math.prod(pair_counts(p.get("pairs", "1x1"), settings["01_experts"]["seeds"]))
-    return n_languages * n_pairs * p[experiment.sample]
+    return n_languages * n_pairs
+
+
+def makespan(lengths: Sequence[float], n_workers: int) -> float:
+    """The time of a list schedule: in their order, each piece of work goes to the worker that is free first."""
+    ends = [0.0] * n_workers
+    for length in lengths:
+        heapq.heapreplace(ends, ends[0] + length)
+    return max(ends)
 
 
 def gigabytes(n_bytes: float) -> str:

@@ -38,13 +38,12 @@ from layerswap.progress import progress_options
 from layerswap.run.experiments import Condition, Role
 from layerswap.run.profiles import find_task
 from layerswap.tasks.base import Problem, Task
-from layerswap.workers import Cell, Row, Workers, make_pool, spread
+from layerswap.workers import Cell, Row, Workers, make_pool, run_cells, split_groups
 
 LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 LanguageAndPair = tuple[str, int, int]  # language, math expert and language expert as places in the index's seeds
 Measure = Callable[..., pd.DataFrame]  # of models, task, problems, exemplars and cache
 Prepare = Callable[[Problem], Problem]  # what is shown of a problem
-SHARES = 3  # of the work, for each worker: their lengths differ
 N_SOLUTIONS = 8  # worked solutions whose loss is measured, as many as MGSM publishes
 
 
@@ -153,7 +152,7 @@ class ProfileScores:
         cells = [(language, *pair) for language in self.languages for pair in seed_pairs(self.index, self.pairs)]
         inputs = Inputs(self, n_problems, prepare)
         if self.workers != 1:
-            self.spread(cells, conditions, inputs, measure, cache)
+            self.compute_missing(cells, conditions, inputs, measure, cache)
         frames = [self.measure_cell(cell, conditions, inputs, measure, cache) for cell in cells]
         frame = in_order(frames, conditions)
         check_complete(frame, [condition.name for condition in conditions], self.languages, self.n_pairs, n_problems)
@@ -195,7 +194,7 @@ class ProfileScores:
                     has_chat_template(folder),
                 )
 
-    def spread(
+    def compute_missing(
         self, cells: Sequence[LanguageAndPair], conditions: Sequence[Condition], inputs: "Inputs", measure: Measure,
         cache: AnswerCache,
     ) -> None:  # fmt: skip
@@ -216,19 +215,17 @@ class ProfileScores:
             return
         cache.check()
         pool = make_pool(self.workers, torch.get_num_threads(), int(self.device.startswith("cuda")))
-        n_share = -(-sum(len(absent) for _, absent in missing) // (SHARES * pool.n_workers))
         work = []
-        for cell, absent in missing:
+        for i, piece in split_groups([absent for _, absent in missing], pool.n_workers):
+            cell, _ = missing[i]
             alone = replace(self, languages=[cell[0]], experts=self.index, workers=1)
-            for start in range(0, len(absent), n_share):
-                share = absent[start : start + n_share]
-                names = ", ".join(condition.name for condition in share)
-                work.append(Cell(f"pair of experts {cell}: {names}", partial(
-                    measure_share, alone, cell, share, inputs.n_problems, inputs.prepare, measure, cache.path,
-                    cache.fields,
-                )))  # fmt: skip
+            job = partial(
+                measure_conditions, alone, cell, piece, inputs.n_problems, inputs.prepare, measure, cache.path,
+                cache.fields,
+            )  # fmt: skip
+            work.append(Cell(f"pair of experts {cell}: {', '.join(condition.name for condition in piece)}", job))
         with tqdm(desc=f"{pool.n_workers} workers", unit=" rows", **progress_options()) as progress:
-            for row in spread(work, pool):
+            for row in run_cells(work, pool):
                 cache.add(row)
                 progress.update()
         cache.flush()
@@ -333,7 +330,7 @@ def not_kept() -> LoadedModel:
     raise NotKeptError
 
 
-def measure_share(
+def measure_conditions(
     scores: ProfileScores, cell: LanguageAndPair, conditions: Sequence[Condition], n_problems: int,
     prepare: Prepare | None, measure: Measure, path: Path, fields: Sequence[str], send: Callable[[Row], None],
 ) -> None:  # fmt: skip
