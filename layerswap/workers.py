@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from layerswap.errors import UserError, one_line
 
 ENVIRONMENT = ("LAYERSWAP_DATA", "HF_HOME", "HF_HUB_OFFLINE")  # variables that workers on other nodes need too
-ATTEMPTS = 3  # of a cell, before it is named as failed
+ATTEMPTS = 4  # of a cell: it is tried again three times, then named
 SHARES = 3  # of the work, for each worker: their lengths differ
 Row = dict[str, Any]
 Item = TypeVar("Item")

@@ -7,7 +7,7 @@ from itertools import product
 import pandas as pd
 import pytest
 
-from layerswap.analysis.report import dose_section
+from layerswap.analysis.report import dose_section, ranking_section
 from layerswap.files import FIGURES, ROOT
 from layerswap.run.findings import write_findings
 from layerswap.run.profiles import Project
@@ -125,3 +125,23 @@ def test_the_dose_response_has_a_row_for_every_dose_and_language():
 def test_every_figure_that_is_linked_is_there():
     linked = set(re.findall(r"\((figures/[^)]*)\)", (ROOT / "FINDINGS.md").read_text()))
     assert len(linked) > 10 and all((ROOT / file).is_file() for file in linked)
+
+
+def test_a_ranking_has_a_row_for_every_measure(tmp_path):
+    names = ["exact match", "ranked first", "log probability of the right one"]
+    level = {"n": 292, "accuracy": 0.456, "low": 0.401, "high": 0.514}
+    levels = [{"measure": measure, "condition": condition, "language": language, **level}
+              for measure in names[:2] for language in ("ja", "bn") for condition in ("base", "math expert")]  # fmt: skip
+    differences = [{"measure": measure, "condition": "layer swap", "language": language, "n": 2628, "low": -0.01,
+                    "difference": 0.0234, "high": 0.056, "p_holm": 0.04 if language == "bn" else 0.5}
+                   for measure in names for language in ("ja", "bn", "pooled")]  # fmt: skip
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name, rows in (("ranking_levels", levels), ("ranking", differences), ("ranking_ablations", differences)):
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+    lines = list(ranking_section(folder))
+    assert f"| {names[0]} | ja | 292 | 46 (40, 51) | 46 (40, 51) |" in lines
+    estimate = "+2.3 (-1.0, +5.6)"
+    assert lines.count(f"| layer swap | {names[1]} | {estimate} 0 | {estimate} + | {estimate} 0 |") == 2
+    estimate = "+0.023 (-0.010, +0.056)"
+    assert lines.count(f"| layer swap | {names[-1]} | {estimate} 0 | {estimate} + | {estimate} 0 |") == 2

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from layerswap.analysis.comparisons import AGREES, ANSWER_LOSS, DISAGREES, EXACT_MATCH, OPEN, Claim, Comparison
+from layerswap.analysis.statistics import BINARY, MEASURES
 from layerswap.files import FIGURES
 
 OTHER_RESULTS = ("mgsm", "mgsm_maximum", "selection", "parameter_change", "change_by_third", "held_out_loss")
@@ -26,12 +27,15 @@ final norm, head) have one weight in each notebook, but not the same in 04 (ends
 Sections = Mapping[str, Sequence[Comparison]]  # title -> what is compared
 
 
-def report_text(profiles: Mapping[str, Sections], figures: Path = FIGURES, doses: Sequence[str] = ()) -> str:
+def report_text(
+    profiles: Mapping[str, Sections], figures: Path = FIGURES, doses: Sequence[str] = (), rankings: Sequence[str] = ()
+) -> str:
     """The whole file, over the profiles that have all their results.
 
     Args:
         profiles: name -> what it compares. Its results lie in ``figures``/<name>.
         doses: profiles that ran the dose-response alone.
+        rankings: profiles that ran the ranking alone.
     """
     complete = {name: sections for name, sections in profiles.items() if is_complete(figures / name, sections)}
     lines = [HEAD]
@@ -39,6 +43,8 @@ def report_text(profiles: Mapping[str, Sections], figures: Path = FIGURES, doses
         lines += profile_section(figures / name, sections)
     for name in doses:
         lines += dose_section(figures / name)
+    for name in rankings:
+        lines += ranking_section(figures / name)
     lines += [
         f"Profile {name} is left out: its results are not complete.\n" for name in profiles if name not in complete
     ]
@@ -91,6 +97,45 @@ def dose_section(folder: Path) -> Iterator[str]:
     pooled = transplants[transplants.language == transplants.language.iloc[-1]]
     rows = [f"{row.condition} {format_estimate(row, 100, 1)}" for row in pooled.itertuples()]
     yield f"{'; '.join(rows)} points ([figure](figures/{folder.name}/transplants.png)).\n"
+
+
+def ranking_section(folder: Path) -> Iterator[str]:
+    """The lines about a profile's ranking: levels against the floors, and every comparison in all measures."""
+    levels = read_results(folder, "ranking_levels")
+    yield f"## Profile {folder.name}: alternatives ranked\n"
+    yield (
+        "Percent with 95 % intervals over pairs of experts. *Text-blind* is the floor: the question without its words."
+        f" [Figure](figures/{folder.name}/ranking_levels.png).\n"
+    )
+    columns = ["measure", "language"]
+    names = list(levels.condition.unique())
+    yield f"| measure | language | n | {' | '.join(names)} |"
+    yield "| --- | --- | --- |" + " --- |" * len(names)
+    for values, rows in levels.groupby(columns, sort=False):
+        by_name = {row.condition: row for row in rows.itertuples()}
+        shares = [
+            f"{100 * row.accuracy:.0f} ({100 * row.low:.0f}, {100 * row.high:.0f})"
+            for row in map(by_name.__getitem__, names)
+        ]
+        yield f"| {' | '.join(values)} | {rows.n.iloc[0]} | {' | '.join(shares)} |"
+    for figure, text in (("ranking", "Minus the math expert"), ("ranking_ablations", "Ablations and controls")):
+        table = read_results(folder, figure)
+        languages = list(table.language.unique())
+        yield (
+            f"\n{text}, in points (log probability: nats); + or -: clear, 0: not clear, after Holm's correction within"
+            f" a measure. [Figure](figures/{folder.name}/{figure}.png).\n"
+        )
+        yield f"| comparison | measure | {' | '.join(languages)} |"
+        yield "| --- | --- |" + " --- |" * len(languages)
+        for (condition, measure), rows in table.groupby(["condition", "measure"], sort=False):
+            by_language = {row.language: row for row in rows.itertuples()}
+            factor, digits = (100, 1) if MEASURES[measure] in BINARY else (1, 3)
+            cells = [
+                f"{format_estimate(row, factor, digits)} {'0+-'[direction(row)]}"
+                for row in map(by_language.__getitem__, languages)
+            ]
+            yield f"| {condition} | {measure} | {' | '.join(cells)} |"
+    yield ""
 
 
 def read_results(folder: Path, name: str) -> pd.DataFrame:

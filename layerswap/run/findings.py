@@ -15,6 +15,7 @@ SECTIONS = {
 }  # of FINDINGS.md
 PUBLISHED = ("lab", "lab-3x3", "lab-3x3-seed1", "smollm2")  # profiles whose figures are committed
 DOSES = "lab-doses"  # the one that ran 06_dose_response alone
+RANKING = "gemma3-270m"  # the one that ran 07_ranking alone
 
 
 def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
@@ -24,10 +25,11 @@ def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
     the notebooks run, gets none.
     """
     figures = project.root / "figures"
-    file_name, names, doses = "FINDINGS.md", *([name for name in group if (figures / name / "").is_dir()]
-                                               for group in (PUBLISHED, [DOSES]))  # fmt: skip
-    if profile not in (*PUBLISHED, DOSES):
-        file_name, names, doses = f"FINDINGS-{profile}.md", [profile], []
+    groups = PUBLISHED, [DOSES], [RANKING]
+    names, doses, rankings = ([name for name in group if (figures / name / "").is_dir()] for group in groups)
+    file_name = "FINDINGS.md"
+    if profile not in (*PUBLISHED, DOSES, RANKING):
+        file_name, names, doses, rankings = f"FINDINGS-{profile}.md", [profile], [], []
     if profile == DEFAULTS:
         return
     profiles = {}
@@ -44,7 +46,7 @@ def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
             for notebook, title in SECTIONS.items()
         }
     with atomic_file(project.root / file_name) as file:
-        file.write(report_text(profiles, figures, doses))
+        file.write(report_text(profiles, figures, doses, rankings))
 
 
 def count_plotted_layers(folder: Path) -> int:
