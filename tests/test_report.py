@@ -130,8 +130,10 @@ def test_every_figure_that_is_linked_is_there():
 def test_a_ranking_has_a_row_for_every_measure(tmp_path):
     names = ["exact match", "ranked first", "log probability of the right one"]
     level = {"n": 292, "accuracy": 0.456, "low": 0.401, "high": 0.514}
-    levels = [{"measure": measure, "condition": condition, "language": language, **level}
-              for measure in names[:2] for language in ("ja", "bn") for condition in ("base", "math expert")]  # fmt: skip
+    levels = [
+        {"measure": measure, "condition": condition, "language": language, **level}
+        for measure in names[:2] for language in ("ja", "bn") for condition in ("base", "math expert")
+    ]  # fmt: skip
     differences = [{"measure": measure, "condition": "layer swap", "language": language, "n": 2628, "low": -0.01,
                     "difference": 0.0234, "high": 0.056, "p_holm": 0.04 if language == "bn" else 0.5}
                    for measure in names for language in ("ja", "bn", "pooled")]  # fmt: skip
