@@ -63,8 +63,10 @@ def evaluate(workers, settings):
 def remove(what, name):
     """Remove what an earlier run of a case left, so that it is made anew."""
     folder = BUILD / profile_of(name.split()[0])
-    for path in [folder] if what == "train" else [*folder.glob("answers-*"), *folder.glob("*.csv")]:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    if what == "train":
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in [*folder.glob("answers-*"), *folder.glob("*.csv")]:
+        path.unlink()
 
 
 def main():

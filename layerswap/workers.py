@@ -151,7 +151,10 @@ def serve(connection: Connection, threads: int, gpus: str) -> None:
 
     torch.set_num_threads(threads)
     while True:
-        i, cell = connection.recv()
+        try:
+            i, cell = connection.recv()
+        except EOFError:  # the process that started it has ended
+            return
         try:
             cell.work(lambda row, i=i: connection.send(Event(i, row=row)))
             connection.send(Event(i))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -150,24 +151,48 @@ class ProfileScores:
         Several workers first compute what is not kept; the frame is made here, of what is kept.
         """
         cells = [(language, *pair) for language in self.languages for pair in seed_pairs(self.index, self.pairs)]
-        inputs = Inputs(self, n_problems, prepare)
-        if self.workers != 1:
-            self.compute_missing(cells, conditions, inputs, measure, cache)
-        frames = [self.measure_cell(cell, conditions, inputs, measure, cache) for cell in cells]
+        inputs, frames = Inputs(self, n_problems, prepare), []
+        if self.workers == 1:
+            frames = [self.measure(cell, conditions, inputs, measure, cache) for cell in cells]
+        else:
+            kept = {cell: self.measure_kept(cell, conditions, inputs, measure, cache) for cell in cells}
+            missing = {
+                cell: [condition for condition in conditions if condition.name not in kept[cell]] for cell in cells
+            }
+            self.compute({cell: absent for cell, absent in missing.items() if absent}, inputs, measure, cache)
+            for cell, absent in missing.items():
+                frames += kept[cell].values()
+                if absent:
+                    frames.append(self.measure(cell, absent, inputs, measure, cache))
         frame = in_order(frames, conditions)
         check_complete(frame, [condition.name for condition in conditions], self.languages, self.n_pairs, n_problems)
         return frame
 
-    def measure_cell(
+    def measure(
         self, cell: LanguageAndPair, conditions: Sequence[Condition], inputs: "Inputs", measure: Measure,
-        cache: AnswerCache,
+        cache: AnswerCache, models: Iterable[ScoredModel] | None = None,
     ) -> pd.DataFrame:  # fmt: skip
-        """What ``measure`` makes of every condition for one language and pair of experts."""
+        """What ``measure`` makes of conditions for one language and pair of experts.
+
+        models: those of the conditions, if they are at hand.
+        """
         language, math_seed, language_seed = cell
-        models = self.scored_models(cell, conditions, inputs)
+        models = self.scored_models(cell, conditions, inputs) if models is None else models
         frame = measure(models, self.task, inputs.problems[language], inputs.exemplars[language], cache=cache)
         seeds = self.index.seeds
         return frame.assign(math_seed=seeds[math_seed], language_seed=seeds[language_seed])
+
+    def measure_kept(
+        self, cell: LanguageAndPair, conditions: Sequence[Condition], inputs: "Inputs", measure: Measure,
+        cache: AnswerCache,
+    ) -> dict[str, pd.DataFrame]:  # fmt: skip
+        """Condition -> its frame, of those for which nothing has to be computed."""
+        frames = {}
+        for model in self.scored_models(cell, conditions, inputs):
+            with suppress(NotKeptError):
+                models = [model._replace(load=not_kept)]
+                frames[model.name] = self.measure(cell, conditions, inputs, measure, cache, models)
+        return frames
 
     def scored_models(
         self, cell: LanguageAndPair, conditions: Sequence[Condition], inputs: "Inputs"
@@ -194,31 +219,19 @@ class ProfileScores:
                     has_chat_template(folder),
                 )
 
-    def compute_missing(
-        self, cells: Sequence[LanguageAndPair], conditions: Sequence[Condition], inputs: "Inputs", measure: Measure,
+    def compute(
+        self, missing: Mapping[LanguageAndPair, Sequence[Condition]], inputs: "Inputs", measure: Measure,
         cache: AnswerCache,
     ) -> None:  # fmt: skip
-        """Let workers compute what is not kept, and keep it: this process alone writes the file."""
-        missing: list[tuple[LanguageAndPair, list[Condition]]] = []
-        by_name = {condition.name: condition for condition in conditions}
-        for cell in cells:
-            absent = []
-            for model in self.scored_models(cell, conditions, inputs):
-                language = cell[0]
-                try:
-                    measure([model._replace(load=not_kept)], self.task, inputs.problems[language],
-                            inputs.exemplars[language], cache=cache)  # fmt: skip
-                except NotKeptError:
-                    absent.append(by_name[model.name])
-            missing += [(cell, absent)] * bool(absent)
+        """Let workers compute what is missing, and keep it: this process alone writes the file."""
         if not missing:
             return
         cache.check()
         pool = make_pool(self.workers, torch.get_num_threads(), int(self.device.startswith("cuda")))
         work = []
-        for i, piece in split_groups([absent for _, absent in missing], pool.n_workers):
-            cell, _ = missing[i]
-            alone = replace(self, languages=[cell[0]], experts=self.index, workers=1)
+        cells = list(missing)
+        for i, piece in split_groups(list(missing.values()), pool.n_workers):
+            cell, alone = cells[i], replace(self, languages=[cells[i][0]], experts=self.index, workers=1)
             job = partial(
                 measure_conditions, alone, cell, piece, inputs.n_problems, inputs.prepare, measure, cache.path,
                 cache.fields,
@@ -335,7 +348,7 @@ def measure_conditions(
     prepare: Prepare | None, measure: Measure, path: Path, fields: Sequence[str], send: Callable[[Row], None],
 ) -> None:  # fmt: skip
     """What a worker does: compute what is not kept of some conditions, and send its rows."""
-    scores.measure_cell(cell, conditions, Inputs(scores, n_problems, prepare), measure, RowSender(path, fields, send))
+    scores.measure(cell, conditions, Inputs(scores, n_problems, prepare), measure, RowSender(path, fields, send))
 
 
 def without_text(problem: Problem) -> Problem:
