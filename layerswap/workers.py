@@ -4,6 +4,7 @@ A cell is one call of a function, which hands out rows as it computes them. They
 that is killed costs what it had not sent. A cell that fails is tried again, on whatever worker is free.
 """
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -259,17 +260,19 @@ class RayPool:
         }  # fmt: skip
         if not ray.is_initialized():
             try:
-                ray.init(log_to_driver=False, logging_level="error", runtime_env={"env_vars": variables})
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": variables})
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UserError(f"Ray at {os.environ.get('RAY_ADDRESS', 'this machine')}: {one_line(error)}") from None
         self.remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(rows_of)
-        self.threads = threads
+        self.threads, self.gpus = threads, gpus
         self.running: dict[Any, int] = {}  # generator of rows -> its cell
 
     @property
     def n_workers(self) -> int:
-        """As in ``Pool``, by the cluster's cores."""
-        return max(1, int(self.ray.cluster_resources().get("CPU", 1) // self.threads))
+        """As in ``Pool``, by the cluster's cores and GPUs."""
+        resources = self.ray.cluster_resources()
+        n = resources.get("CPU", 1) // self.threads
+        return max(1, int(min(n, resources.get("GPU", 0) // self.gpus) if self.gpus else n))
 
     def has_room(self) -> bool:
         """As in ``Pool``: Ray holds what waits."""

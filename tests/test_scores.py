@@ -269,10 +269,18 @@ def test_workers_change_nothing(larger_index, tmp_path, workers, monkeypatch):
     for name in kept:
         os.rename(tmp_path / "build/p" / f"{name}-5.jsonl", tmp_path / f"{name}.jsonl")
     monkeypatch.setattr(ExpertPair, "apply", lambda *arguments: pytest.fail("computed here"))
-    spread_out = replace(scores, workers=workers)
+    spread_out, run_cells, sent = replace(scores, workers=workers), scores_module.run_cells, []
+
+    def recorded(*arguments):
+        for row in run_cells(*arguments):
+            sent.append(row["key"])
+            yield row
+
+    monkeypatch.setattr(scores_module, "run_cells", recorded)
     assert spread_out.score(conditions, 5).equals(expected[0])
     assert spread_out.rank(conditions, 5).equals(expected[1])
     assert spread_out.rank(conditions, 5, text_blind=True).equals(expected[2])
+    assert len(set(sent)) == len(sent), "a model of several pairs is computed once"
     for name, fields in (("answers", RECORD), ("rankings", RANKING)):
         path = tmp_path / "build/p" / f"{name}-5.jsonl"
         assert AnswerCache(path, fields).rows == kept[name]

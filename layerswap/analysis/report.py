@@ -91,7 +91,7 @@ def dose_section(folder: Path) -> Iterator[str]:
     yield "| --- | --- | --- | --- |" + " --- |" * len(lines)
     for values, rows in table.groupby(keys, sort=False):
         by_line = {row.line: row for row in rows.itertuples()}
-        cells = [f"{format_estimate(by_line[line], 100, 1)} {'0+-'[direction(by_line[line])]}" for line in lines]
+        cells = [format_marked(by_line[line], 100, 1) for line in lines]
         yield f"| {' | '.join(map(str, values))} | {rows.n.iloc[0]} | {' | '.join(cells)} |"
     yield "\nThe language expert's task vector added to the math expert, in some layers, against the math expert:"
     pooled = transplants[transplants.language == transplants.language.iloc[-1]]
@@ -107,11 +107,10 @@ def ranking_section(folder: Path) -> Iterator[str]:
         "Percent with 95 % intervals over pairs of experts. *Text-blind* is the floor: the question without its words."
         f" [Figure](figures/{folder.name}/ranking_levels.png).\n"
     )
-    columns = ["measure", "language"]
     names = list(levels.condition.unique())
     yield f"| measure | language | n | {' | '.join(names)} |"
     yield "| --- | --- | --- |" + " --- |" * len(names)
-    for values, rows in levels.groupby(columns, sort=False):
+    for values, rows in levels.groupby(["measure", "language"], sort=False):
         by_name = {row.condition: row for row in rows.itertuples()}
         shares = [
             f"{100 * row.accuracy:.0f} ({100 * row.low:.0f}, {100 * row.high:.0f})"
@@ -130,10 +129,7 @@ def ranking_section(folder: Path) -> Iterator[str]:
         for (condition, measure), rows in table.groupby(["condition", "measure"], sort=False):
             by_language = {row.language: row for row in rows.itertuples()}
             factor, digits = (100, 1) if MEASURES[measure] in BINARY else (1, 3)
-            cells = [
-                f"{format_estimate(row, factor, digits)} {'0+-'[direction(row)]}"
-                for row in map(by_language.__getitem__, languages)
-            ]
+            cells = [format_marked(by_language[language], factor, digits) for language in languages]
             yield f"| {condition} | {measure} | {' | '.join(cells)} |"
     yield ""
 
@@ -180,6 +176,11 @@ def format_estimate(row: Any, factor: float = 1, digits: int = 3) -> str:
     """Difference with its 95 % interval, which too few answers do not have."""
     interval = f"{factor * row.low:+.{digits}f}, {factor * row.high:+.{digits}f}" if row.low == row.low else "too few"
     return f"{factor * row.difference:+.{digits}f} ({interval})"
+
+
+def format_marked(row: Any, factor: float, digits: int) -> str:
+    """``format_estimate``, and + or - where it is clear, else 0."""
+    return f"{format_estimate(row, factor, digits)} {'0+-'[direction(row)]}"
 
 
 def format_fact(row: Any, claim: Claim) -> str:

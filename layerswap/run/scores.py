@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache as remember, cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +44,8 @@ LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 LanguageAndPair = tuple[str, int, int]  # language, math expert and language expert as places in the index's seeds
 Measure = Callable[..., pd.DataFrame]  # of models, task, problems, exemplars and cache
 Prepare = Callable[[Problem], Problem]  # what is shown of a problem
+Frames = dict[LanguageAndPair, list[pd.DataFrame]]
+Missing = dict[LanguageAndPair, list[Condition]]
 N_SOLUTIONS = 8  # worked solutions whose loss is measured, as many as MGSM publishes
 
 
@@ -151,97 +152,94 @@ class ProfileScores:
         Several workers first compute what is not kept; the frame is made here, of what is kept.
         """
         cells = [(language, *pair) for language in self.languages for pair in seed_pairs(self.index, self.pairs)]
-        inputs, frames = Inputs(self, n_problems, prepare), []
-        if self.workers == 1:
-            frames = [self.measure(cell, conditions, inputs, measure, cache) for cell in cells]
-        else:
-            kept = {cell: self.measure_kept(cell, conditions, inputs, measure, cache) for cell in cells}
-            missing = {
-                cell: [condition for condition in conditions if condition.name not in kept[cell]] for cell in cells
-            }
-            self.compute({cell: absent for cell, absent in missing.items() if absent}, inputs, measure, cache)
-            for cell, absent in missing.items():
-                frames += kept[cell].values()
-                if absent:
-                    frames.append(self.measure(cell, absent, inputs, measure, cache))
+        measurement = Measurement(self, n_problems, measure, cache, prepare)
+        kept: Frames = {cell: [] for cell in cells}
+        missing: Missing = {cell: list(conditions) for cell in cells}
+        if self.workers != 1:
+            kept, missing = self.compute_missing(cells, conditions, measurement)
+        frames = []
+        for cell in cells:
+            frames += kept[cell]
+            if missing[cell]:
+                frames.append(self.measure(cell, self.scored_models(cell, missing[cell], measurement), measurement))
         frame = in_order(frames, conditions)
         check_complete(frame, [condition.name for condition in conditions], self.languages, self.n_pairs, n_problems)
         return frame
 
-    def measure(
-        self, cell: LanguageAndPair, conditions: Sequence[Condition], inputs: "Inputs", measure: Measure,
-        cache: AnswerCache, models: Iterable[ScoredModel] | None = None,
-    ) -> pd.DataFrame:  # fmt: skip
-        """What ``measure`` makes of conditions for one language and pair of experts.
-
-        models: those of the conditions, if they are at hand.
-        """
+    def measure(self, cell: LanguageAndPair, models: Iterable[ScoredModel], measurement: "Measurement") -> pd.DataFrame:
+        """What is measured of models for one language and pair of experts."""
         language, math_seed, language_seed = cell
-        models = self.scored_models(cell, conditions, inputs) if models is None else models
-        frame = measure(models, self.task, inputs.problems[language], inputs.exemplars[language], cache=cache)
+        frame = measurement.measure(
+            models, self.task, measurement.problems[language], measurement.exemplars[language], cache=measurement.cache
+        )
         seeds = self.index.seeds
         return frame.assign(math_seed=seeds[math_seed], language_seed=seeds[language_seed])
 
-    def measure_kept(
-        self, cell: LanguageAndPair, conditions: Sequence[Condition], inputs: "Inputs", measure: Measure,
-        cache: AnswerCache,
-    ) -> dict[str, pd.DataFrame]:  # fmt: skip
-        """Condition -> its frame, of those for which nothing has to be computed."""
-        frames = {}
-        for model in self.scored_models(cell, conditions, inputs):
-            with suppress(NotKeptError):
-                models = [model._replace(load=not_kept)]
-                frames[model.name] = self.measure(cell, conditions, inputs, measure, cache, models)
-        return frames
-
     def scored_models(
-        self, cell: LanguageAndPair, conditions: Sequence[Condition], inputs: "Inputs"
+        self, cell: LanguageAndPair, conditions: Sequence[Condition], measurement: "Measurement"
     ) -> Iterator[ScoredModel]:
         """The model of every condition, those of the same two roles one after the other; loaded when it is needed."""
         for models, served in self.expert_pairs(conditions, *cell):
             folder = models.folders["math"]
-            states = inputs.states(folder)  # before the tokenizer's digest, which later pairs of this folder have too
+            states = measurement.states(folder)  # before the tokenizer's digest, which later pairs have too
 
             def load(
                 condition: Condition, models: ExpertPair = models, folder: Path = folder, states: FileStates = states
             ) -> LoadedModel:
-                inputs.check(folder)
-                loaded = models.apply(condition.plan), inputs.tokenizer(folder)
+                measurement.check(folder)
+                loaded = models.apply(condition.plan), measurement.tokenizer(folder)
                 check_pair(models, states)
                 return loaded
 
             for condition in served:
                 yield ScoredModel(
                     condition.name,
-                    json_digest([models.merge_digest(condition.plan), inputs.tokenizer_digest(folder)]),
+                    json_digest([models.merge_digest(condition.plan), measurement.tokenizer_digest(folder)]),
                     partial(load, condition),
                     partial(check_pair, models, states),
                     has_chat_template(folder),
                 )
 
-    def compute(
-        self, missing: Mapping[LanguageAndPair, Sequence[Condition]], inputs: "Inputs", measure: Measure,
-        cache: AnswerCache,
-    ) -> None:  # fmt: skip
-        """Let workers compute what is missing, and keep it: this process alone writes the file."""
-        if not missing:
-            return
+    def compute_missing(
+        self, cells: Sequence[LanguageAndPair], conditions: Sequence[Condition], measurement: "Measurement"
+    ) -> tuple[Frames, Missing]:
+        """Let workers compute what is not kept, and keep it: this process alone writes the file.
+
+        Returns:
+            Of each cell the frames of what was kept before, and the conditions that were not.
+        """
+        kept: Frames = {cell: [] for cell in cells}
+        missing: Missing = {cell: [] for cell in cells}
+        work: Missing = {}
+        planned: set[tuple[str, str]] = set()  # language and digest: a model of several pairs is computed once
+        by_name, cache = {condition.name: condition for condition in conditions}, measurement.cache
+        for cell in cells:
+            for model in self.scored_models(cell, conditions, measurement):
+                try:
+                    kept[cell].append(self.measure(cell, [model._replace(load=not_kept)], measurement))
+                except NotKeptError:
+                    missing[cell].append(by_name[model.name])
+                    if (key := (cell[0], model.digest)) not in planned:
+                        planned.add(key)
+                        work.setdefault(cell, []).append(by_name[model.name])
+        if not work:
+            return kept, missing
         cache.check()
         pool = make_pool(self.workers, torch.get_num_threads(), int(self.device.startswith("cuda")))
-        work = []
-        cells = list(missing)
-        for i, piece in split_groups(list(missing.values()), pool.n_workers):
-            cell, alone = cells[i], replace(self, languages=[cells[i][0]], experts=self.index, workers=1)
+        jobs, busy_cells = [], list(work)
+        for i, piece in split_groups(list(work.values()), pool.n_workers):
+            cell, alone = busy_cells[i], replace(self, languages=[busy_cells[i][0]], experts=self.index, workers=1)
             job = partial(
-                measure_conditions, alone, cell, piece, inputs.n_problems, inputs.prepare, measure, cache.path,
-                cache.fields,
+                measure_conditions, alone, cell, piece, measurement.n_problems, measurement.measure, cache.path,
+                cache.fields, measurement.prepare,
             )  # fmt: skip
-            work.append(Cell(f"pair of experts {cell}: {', '.join(condition.name for condition in piece)}", job))
+            jobs.append(Cell(f"pair of experts {cell}: {', '.join(condition.name for condition in piece)}", job))
         with tqdm(desc=f"{pool.n_workers} workers", unit=" rows", **progress_options()) as progress:
-            for row in run_cells(work, pool):
+            for row in run_cells(jobs, pool):
                 cache.add(row)
                 progress.update()
         cache.flush()
+        return kept, missing
 
     def expert_pairs(
         self, conditions: Iterable[Condition], language: str, math_seed: int = 0, language_seed: int = 0
@@ -312,18 +310,21 @@ class ProfileScores:
                                 f" lower n_problems ({n_problems}) or n_validation")  # fmt: skip
 
 
-class Inputs:
-    """What the models of a profile are shown, and what was read of their folders so far."""
+class Measurement:
+    """How models are measured, what they are shown, where rows are kept, and what was read of folders so far."""
 
-    def __init__(self, scores: ProfileScores, n_problems: int, prepare: Prepare | None) -> None:
+    def __init__(
+        self, scores: ProfileScores, n_problems: int, measure: Measure, cache: AnswerCache, prepare: Prepare | None
+    ) -> None:
         self.scores, self.n_problems, self.prepare = scores, n_problems, prepare
+        self.measure, self.cache = measure, cache
         task, style = scores.task, scores.style
         self.problems = {language: task.problems(language, scores.split, n_problems) for language in scores.languages}
         if prepare:
             self.problems = {language: list(map(prepare, problems)) for language, problems in self.problems.items()}
         self.exemplars = {language: task.exemplars(language, scores.exemplars, style) for language in scores.languages}
-        self.states, self.tokenizer = cache(file_states), cache(load_tokenizer)
-        self.tokenizer_digest, self.check = cache(tokenizer_digest), cache(self.check_prompts)
+        self.states, self.tokenizer = remember(file_states), remember(load_tokenizer)
+        self.tokenizer_digest, self.check = remember(tokenizer_digest), remember(self.check_prompts)
 
     def check_prompts(self, folder: Path) -> None:
         """UserError unless a model can be given all prompts, of every language: before the first answer."""
@@ -344,11 +345,12 @@ def not_kept() -> LoadedModel:
 
 
 def measure_conditions(
-    scores: ProfileScores, cell: LanguageAndPair, conditions: Sequence[Condition], n_problems: int,
-    prepare: Prepare | None, measure: Measure, path: Path, fields: Sequence[str], send: Callable[[Row], None],
+    scores: ProfileScores, cell: LanguageAndPair, conditions: Sequence[Condition], n_problems: int, measure: Measure,
+    path: Path, fields: Sequence[str], prepare: Prepare | None, send: Callable[[Row], None],
 ) -> None:  # fmt: skip
     """What a worker does: compute what is not kept of some conditions, and send its rows."""
-    scores.measure(cell, conditions, Inputs(scores, n_problems, prepare), measure, RowSender(path, fields, send))
+    measurement = Measurement(scores, n_problems, measure, RowSender(path, fields, send), prepare)
+    scores.measure(cell, scores.scored_models(cell, conditions, measurement), measurement)
 
 
 def without_text(problem: Problem) -> Problem:
