@@ -16,6 +16,7 @@ import dataclasses
 import gc
 import math
 import platform
+import random
 import re
 import statistics
 import sys
@@ -44,6 +45,7 @@ DTYPES = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
+WEIGHTS = (0.5, 0.9, 0.1, 1 / 3, 1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Size:
         n_problems: problems answered.
         peer_batches: transformers' batch sizes.
         new_tokens: of an answer.
-        n_weights: elements of the tensors whose bits are compared.
+        n_weights: elements of the large tensors whose bits are compared.
+        n_tensors: small ones whose bits are compared.
         train: rows a step, tokens a row, steps.
     """
 
@@ -72,6 +75,7 @@ class Size:
     peer_batches: tuple[int, ...]
     new_tokens: int
     n_weights: int
+    n_tensors: int
     train: tuple[int, int, int]
 
 
@@ -83,11 +87,11 @@ LLAMA_1B = {
     "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
     "tie_word_embeddings": True,
 }  # fmt: skip
-FULL = Size(LLAMA_8B, LLAMA_1B, 1024, (64, 192), (32, 256), 256, (64, 128), 128, 1 << 22, (16, 512, 12))
+FULL = Size(LLAMA_8B, LLAMA_1B, 1024, (64, 192), (32, 256), 256, (64, 128), 128, 1 << 22, 500, (16, 512, 12))
 TINY = Size(
     {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
      "num_key_value_heads": 2, "max_position_embeddings": 512},
-    {}, 40, (4, 12), (3, 8), 12, (4, 8), 8, 1 << 12, (4, 24, 3),
+    {}, 40, (4, 12), (3, 8), 12, (4, 8), 8, 1 << 12, 5, (4, 24, 3),
 )  # fmt: skip
 
 
@@ -138,11 +142,38 @@ def same_bits(a, b):
     return torch.equal(a.cpu().view(DTYPES[a.dtype]), b.cpu().view(DTYPES[b.dtype]))
 
 
+def special_numbers(dtype):
+    """-0.0 and 0.0, the infinities, NaNs with a payload of either sign, the smallest and the largest subnormal."""
+    info, bits = torch.finfo(dtype), torch.iinfo(DTYPES[dtype])
+    numbers = torch.tensor([0.0, -0.0, math.inf, -math.inf, info.max, info.tiny], dtype=dtype)
+    infinity = numbers[2].view(DTYPES[dtype]).item()
+    subnormal_max = numbers[5].view(DTYPES[dtype]).item() - 1
+    others = [infinity + 1, bits.min + infinity + 1, bits.max, 1, bits.min + 1, subnormal_max]
+    return torch.cat([numbers, torch.tensor(others, dtype=DTYPES[dtype]).view(dtype)])
+
+
+def compare_small_tensors(device, size):
+    """Bits of many tensors of random lengths, each dtype and weight, special numbers in every one."""
+    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+    for _ in range(size.n_tensors):
+        n = rng.randint(12, 5000)
+        for dtype in DTYPES:
+            special = special_numbers(dtype)  # [12]
+            pair = [random_bits(dtype, n, generator) for _ in range(2)]
+            for tensor in pair:
+                places = torch.randperm(len(tensor), generator=generator)[: len(special)]
+                tensor[places] = special[torch.randperm(len(special), generator=generator)]
+            for weight in WEIGHTS:
+                expected = weighted_mean_in_memory(*pair, weight)
+                merged = weighted_mean_in_memory(*(tensor.to(device) for tensor in pair), weight)
+                assert same_bits(merged, expected), (n, dtype, weight)
+
+
 def merge_lines(device, dtype, size, bandwidth):
     """A plan change: the mixed tensors of a transition of 1 + 1 layers and of all outside the layers."""
     generator = torch.Generator().manual_seed(0)
     for tensor_dtype in DTYPES:
-        for weight in (0.5, 0.9, 0.1, 1 / 3, 1e-3):
+        for weight in WEIGHTS:
             for draw in ("any bits", "close experts"):
                 if draw == "any bits":
                     pair = [random_bits(tensor_dtype, size.n_weights, generator) for _ in range(2)]
@@ -155,6 +186,8 @@ def merge_lines(device, dtype, size, bandwidth):
                 for way in (weighted_mean_in_memory, weighted_mean_on_device):
                     assert same_bits(way(*on_device, weight), expected), (way, tensor_dtype, weight, draw)
     yield f"merge: {size.n_weights:,} elements x {len(DTYPES)} dtypes x 5 weights, any bits or close: bits equal"
+    compare_small_tensors(device, size)
+    yield f"  {size.n_tensors} tensors of 12 to 5,000 elements x the same, special numbers in each: bits equal"
     fields = size.model
     head = fields["hidden_size"] // fields["num_attention_heads"] * fields["num_key_value_heads"]
     layer = fields["hidden_size"] * (2 * fields["hidden_size"] + 2 * head + 3 * fields["intermediate_size"])

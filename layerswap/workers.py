@@ -166,15 +166,19 @@ def serve(connection: Connection, threads: int, gpus: str) -> None:
 
 
 class ProcessPool:
-    """Processes of this machine, each of which stays from cell to cell; one that dies is replaced by a new one."""
+    """Processes of this machine, each of which stays from cell to cell; one that dies is replaced by a new one.
+
+    More workers than GPUs share them: one worker with a small model leaves most of a GPU idle.
+    """
 
     def __init__(self, n_workers: int, threads: int, gpus: int) -> None:
+        self.n, self.threads, self.gpus, self.n_gpus = n_workers, threads, gpus, 1
         if gpus:
             import torch
 
-            if gpus * n_workers > (n_gpus := torch.cuda.device_count()):
-                raise UserError(f"workers is {n_workers}, each with {gpus} GPUs, but there are {n_gpus}")
-        self.n, self.threads, self.gpus = n_workers, threads, gpus
+            self.n_gpus = torch.cuda.device_count()
+            if gpus > 1 and gpus * n_workers > self.n_gpus:
+                raise UserError(f"workers is {n_workers}, each with {gpus} GPUs, but there are {self.n_gpus}")
         self.context = multiprocessing.get_context("spawn")  # threads and GPUs do not survive a fork
         self.processes: dict[int, tuple[Any, Connection]] = {}  # which worker -> its process and the end of its pipe
         self.running: dict[int, int] = {}  # which worker -> its cell
@@ -203,7 +207,7 @@ class ProcessPool:
     def start(self, worker: int) -> None:
         """Start a worker's process."""
         own_end, other_end = self.context.Pipe()
-        gpus = ",".join(str(worker * self.gpus + i) for i in range(self.gpus))
+        gpus = ",".join(str((worker * self.gpus + i) % self.n_gpus) for i in range(self.gpus))
         process = self.context.Process(target=serve, args=(other_end, self.threads, gpus), daemon=True)
         process.start()
         other_end.close()  # so that the pipe ends with the process

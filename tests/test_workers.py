@@ -20,6 +20,11 @@ def write_rows(n, send, pause=0.0):
         time.sleep(pause)
 
 
+def send_gpus(send):
+    time.sleep(0.5)  # both workers get a cell
+    send({"gpus": os.environ["CUDA_VISIBLE_DEVICES"], "process": os.getpid()})
+
+
 def die_once(marker, send):
     """Send a row, and be killed, unless that was before."""
     send({"i": 0, "process": os.getpid()})
@@ -139,3 +144,10 @@ def test_more_workers_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     with pytest.raises(UserError, match="^workers is 2, each with 2 GPUs, but there are 3$"):
         make_pool(2, 1, gpus=2)
+
+
+def test_more_workers_than_gpus_share_them(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    rows = list(run_cells([Cell(str(i), send_gpus) for i in range(2)], ProcessPool(2, 1, gpus=1)))
+    assert len({row["process"] for row in rows}) == 2
+    assert {row["gpus"] for row in rows} == {"0"}
