@@ -14,6 +14,7 @@ from pathlib import Path
 
 import measure
 
+from layerswap import run
 from layerswap.checkpoints.layers import layer_count
 from layerswap.checkpoints.safetensors import weights_digest
 from layerswap.experts.index import load_index, resolve_experts, save_index
@@ -21,7 +22,6 @@ from layerswap.experts.jobs import plan_jobs, train_experts
 from layerswap.files import BUILD
 from layerswap.run.experiments import profile_experiments
 from layerswap.run.profiles import Project, find_base, find_task, load_profile
-from layerswap.run.scores import ProfileScores
 
 NOTEBOOKS = ("03_transition", "04_top_bottom", "05_mgsm")
 
@@ -52,7 +52,7 @@ def evaluate(workers, settings):
         if experiment.notebook not in NOTEBOOKS or experiment.n_searched:  # a search waits for each generation
             continue
         conditions = [condition for condition in experiment.conditions if condition.roles[0] != "joint"]
-        scores = ProfileScores(
+        scores = run.ProfileScores(
             profile_of(workers), p["languages"], p["style"], p["exemplars"], p["max_new_tokens"],
             split=experiment.split or p["split"], experts=index, workers=workers,
         )  # fmt: skip
@@ -77,6 +77,7 @@ def main():
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     if options.run:
+        run.start_notebook(1, options.workers)  # before anything that takes long, as in a notebook
         settings = load_profile(Project(), options.profile)
         {"train": train, "evaluate": evaluate}[options.run](options.workers, settings)
         return

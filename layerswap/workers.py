@@ -11,19 +11,23 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from tqdm import tqdm
 
 from layerswap.errors import UserError, one_line
 
 ENVIRONMENT = ("LAYERSWAP_DATA", "HF_HOME", "HF_HUB_OFFLINE")  # variables that workers on other nodes need too
 ATTEMPTS = 4  # of a cell: it is tried again three times, then named
-SHARES = 3  # of the work, for each worker: their lengths differ
+# Workers of this machine are forked from one process that has imported what they need, where forking is safe.
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+PRELOADED = ["layerswap.run.scores", "layerswap.experts.finetune"]
 Row = dict[str, Any]
 Item = TypeVar("Item")
 RAY: Literal["ray"] = "ray"
@@ -110,12 +114,20 @@ def run_cells(cells: Sequence[Cell], pool: Pool) -> Iterator[Row]:
 
 
 def split_groups(groups: Sequence[Sequence[Item]], n_workers: int) -> list[tuple[int, Sequence[Item]]]:
-    """Groups cut into shares, some for each worker: (which group, its share).
+    """Groups cut into pieces: (which group, its piece).
 
-    What belongs to one group has a start in common, such as models that are loaded.
+    What belongs to one group has a start in common, such as models that are loaded. Pieces become smaller, so that all
+    workers end at about the same time (Polychronopoulos and Kuck, "Guided self-scheduling", 1987): each is at most half
+    of a worker's part of what is left.
     """
-    size = max(1, -(-sum(map(len, groups)) // (SHARES * n_workers)))
-    return [(i, group[k : k + size]) for i, group in enumerate(groups) for k in range(0, len(group), size)]
+    pieces, n_left = [], sum(map(len, groups))
+    for i, group in enumerate(groups):
+        start = 0
+        while start < len(group):
+            piece = group[start : start + -(-n_left // (2 * n_workers))]
+            pieces.append((i, piece))
+            start, n_left = start + len(piece), n_left - len(piece)
+    return pieces
 
 
 def make_pool(workers: Workers, threads: int, gpus: int = 0) -> Pool:
@@ -135,16 +147,23 @@ def make_pool(workers: Workers, threads: int, gpus: int = 0) -> Pool:
 # --- processes of this machine ----------------------------------------------------------------------------------------
 
 
-def serve(connection: Connection, threads: int, gpus: str) -> None:
+def preload(workers: Workers) -> None:
+    """Begin to import what workers of this machine need, beside what the caller does until it has work for them."""
+    if workers not in (1, RAY) and START_METHOD == "forkserver":
+        multiprocessing.get_context(START_METHOD).set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
+def serve(connection: Connection, threads: int, variables: dict[str, str]) -> None:
     """The life of a worker process: take cells, send rows; it ends with the process that started it."""
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is for the caller, who stops the workers
-    parent = os.getppid()
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore that nobody removes
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -179,7 +198,8 @@ class ProcessPool:
             self.n_gpus = torch.cuda.device_count()
             if gpus > 1 and gpus * n_workers > self.n_gpus:
                 raise UserError(f"workers is {n_workers}, each with {gpus} GPUs, but there are {self.n_gpus}")
-        self.context = multiprocessing.get_context("spawn")  # threads and GPUs do not survive a fork
+        preload(n_workers)
+        self.context: Any = multiprocessing.get_context(START_METHOD)  # threads and GPUs do not survive a plain fork
         self.processes: dict[int, tuple[Any, Connection]] = {}  # which worker -> its process and the end of its pipe
         self.running: dict[int, int] = {}  # which worker -> its cell
 
@@ -207,8 +227,11 @@ class ProcessPool:
     def start(self, worker: int) -> None:
         """Start a worker's process."""
         own_end, other_end = self.context.Pipe()
-        gpus = ",".join(str((worker * self.gpus + i) % self.n_gpus) for i in range(self.gpus))
-        process = self.context.Process(target=serve, args=(other_end, self.threads, gpus), daemon=True)
+        variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        if self.gpus:
+            gpus = (str((worker * self.gpus + i) % self.n_gpus) for i in range(self.gpus))
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        process = self.context.Process(target=serve, args=(other_end, self.threads, variables), daemon=True)
         process.start()
         other_end.close()  # so that the pipe ends with the process
         self.processes[worker] = process, own_end

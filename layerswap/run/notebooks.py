@@ -32,6 +32,7 @@ from layerswap.run.profiles import (
     parameter_defaults,
 )
 from layerswap.terminal import print_error
+from layerswap.workers import Workers, preload
 
 
 class NotebookFailed(UserError):
@@ -167,8 +168,8 @@ def prepare_kernels(project: Project, profile: str) -> None:
     os.environ.update({"PYTHONPATH": os.pathsep.join(folders), "LAYERSWAP_PROFILE": profile})
 
 
-def start_notebook(threads: int) -> None:
-    """What every notebook begins with: its CPU threads, the style of its figures, and no noise in what is stored.
+def start_notebook(threads: int, workers: Workers = 1) -> None:
+    """What every notebook begins with: its CPU threads and workers, the figures' style, no noise in what is stored.
 
     Warnings are stored without the paths of a machine, and those of missing widgets and fonts, and the bars of
     libraries, not at all.
@@ -180,6 +181,7 @@ def start_notebook(threads: int) -> None:
     if (here / "layerswap" / "files.py").is_file() and here.resolve() != ROOT:
         raise UserError(f"this notebook lies in {here}, but layerswap is imported from {ROOT}: open it with `make lab`")
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    preload(workers)
     warnings.filterwarnings("ignore", "IProgress not found")
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
