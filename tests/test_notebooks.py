@@ -103,7 +103,7 @@ def test_profiles_name_only_what_exists(profile):
         ("fine_tuning", {"math_data": [["gsm8k"]]}, "fine_tuning.math_data is [['gsm8k']]"),
         ("n_problems", 0, "expected 1 or more"), ("threads", 0, "expected 1 or more"),
         ("max_new_tokens", 0, "expected 1 or more"), ("device", "gpu", "expected one of cpu, cuda"),
-        ("eval_dtype", "bf16", "expected one of float32, bfloat16"), ("split", "dev", "one of test, validation"),
+        ("eval_dtype", "bf16", "expected one of float32, bfloat16, auto"), ("split", "dev", "one of test, validation"),
         ("criterion", "accuracy", f"expected one of {', '.join(CRITERIA)}"),
     ],
 )  # fmt: skip

@@ -23,6 +23,7 @@ from layerswap.experts.jobs import count_processes, subject_of
 from layerswap.experts.training_data import parse_mixture, training_rows
 from layerswap.files import ROOT
 from layerswap.lab.world import BASE
+from layerswap.processor import resolve_dtype
 from layerswap.run.experiments import Condition, Experiment, profile_experiments
 from layerswap.run.profiles import Parameters, find_task, wheel_base
 from layerswap.workers import split_groups
@@ -106,7 +107,7 @@ def cost_report(profile: str, settings: dict[str, Parameters]) -> list[str]:
     lines.append(f"merge      one checkpoint on disk, {gigabytes(expert_bytes)}; all others in memory")
 
     cells = answers_of_cells(settings, n_layers)
-    model_bytes = BYTES_PER_WEIGHT[p["eval_dtype"]] * n_weights
+    model_bytes = BYTES_PER_WEIGHT[resolve_dtype(p["eval_dtype"], p["device"])] * n_weights
     for name, groups in cells.items():
         q = settings[name]
         lines.append(f"evaluate   {name}: at most {sum(map(sum, groups)):,} answers of at most {q['max_new_tokens']}"

@@ -22,7 +22,7 @@ def held_out_differences(
         index: a profile's models; of several seeds the first counts.
         held_out: "math" or a language -> rows of its subject, as ``experts.held_out_rows`` gives them.
         device: "cpu" or "cuda".
-        dtype: of the models.
+        dtype: of the models, or "auto".
 
     Returns:
         The columns of ``analysis.paired``. ``language`` says what the text is: "English solutions", "final numbers"

@@ -33,7 +33,7 @@ Parameters = dict[str, Any]
 DEFAULTS = "ci"  # the profile that sets every parameter
 NOTEBOOK_NAME = re.compile(r"\d\d_\w+", re.ASCII)  # as the Makefile has it
 CHOICES = {
-    "device": ("cpu", "cuda"), "eval_dtype": ("float32", "bfloat16"), "split": ("test", "validation"),
+    "device": ("cpu", "cuda"), "eval_dtype": ("float32", "bfloat16", "auto"), "split": ("test", "validation"),
     "criterion": ("exact match", "answer loss"),
 }  # fmt: skip
 AT_LEAST_ONE = ("n_problems", "n_answered", "n_sweep", "n_map", "max_new_tokens", "threads", "workers")

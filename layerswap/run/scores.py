@@ -34,6 +34,7 @@ from layerswap.files import BUILD, json_digest, results_name
 from layerswap.merging.in_memory import ExpertPair
 from layerswap.merging.manifest import merge_key
 from layerswap.merging.on_disk import merge
+from layerswap.processor import resolve_dtype
 from layerswap.progress import progress_options
 from layerswap.run.experiments import Condition, Role
 from layerswap.run.profiles import find_task
@@ -53,9 +54,9 @@ N_SOLUTIONS = 8  # worked solutions whose loss is measured, as many as MGSM publ
 class ProfileScores:
     """Scores conditions with a profile's experts: the parameters that all notebooks share.
 
-    pairs: of experts, "MxL", as in ``experts.seed_pairs``. dtype: of the models that are evaluated. experts: None means
-    those that 01_experts left. workers: 1 for this process alone, a number of processes, or "ray"; the results are the
-    same.
+    pairs: of experts, "MxL", as in ``experts.seed_pairs``. dtype: of the models that are evaluated, or "auto". experts:
+    None means those that 01_experts left. workers: 1 for this process alone, a number of processes, or "ray"; the
+    results are the same.
     """
 
     profile: str
@@ -255,7 +256,8 @@ class ProfileScores:
             served = by_roles[roles]
             needs_base = any("base" in condition.plan.roles for condition in served)
             math, other = (self.model_for_role(role, language, math_seed, language_seed) for role in roles)
-            base, dtype = self.index.base if needs_base else None, getattr(torch, self.dtype)
+            base = self.index.base if needs_base else None
+            dtype = getattr(torch, resolve_dtype(self.dtype, self.device))
             yield ExpertPair(math, other, base, device=self.device, dtype=dtype), served
 
     def model_for_role(self, role: Role, language: str, math_seed: int, language_seed: int) -> Path:
@@ -390,7 +392,7 @@ def held_out_losses(
     for expert, held_out in rows.items():
         language, name = ("en", "math expert") if expert == "math" else (expert, "language expert")
         for condition, folder in (("base", index.base), (name, first_pair(index, language)[expert != "math"])):
-            model = load_model(folder, getattr(torch, dtype)).to(device)
+            model = load_model(folder, getattr(torch, resolve_dtype(dtype, device))).to(device)
             frames.append(text_losses(model, load_tokenizer(folder), held_out, condition, language))
     return pd.concat(frames, ignore_index=True)
 
