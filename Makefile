@@ -20,14 +20,18 @@ export PROFILE GIGABYTES
 # As layerswap/__init__.py says; here too, for what imports torch first.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: all cost plan check test lab notebooks base lock clean help conda moved $(NOTEBOOKS)
+.PHONY: all report cost plan check test lab notebooks base lock clean help conda moved $(NOTEBOOKS)
 .DEFAULT_GOAL := help
 
-all: $(filter-out $(ON_REQUEST),$(NOTEBOOKS))  ## run what changed of the notebooks into figures/$(PROFILE) (PROFILE=lab), and write its findings
+all: $(filter-out $(ON_REQUEST),$(NOTEBOOKS))  ## run what changed of the notebooks into figures/$(PROFILE) (PROFILE=lab), and write its findings and report
+	@$(PY) $(RUN) findings --profile "$$PROFILE"
 	@$(PY) $(RUN) report --profile "$$PROFILE"
 $(filter-out 01_experts,$(NOTEBOOKS)): 01_experts
 $(NOTEBOOKS): $(READY)
 	@$(PY) $(RUN) run --profile "$$PROFILE" $@
+
+report: $(READY)  ## the notebooks that were run and the findings as pages: build/$(PROFILE)/report/index.html
+	@$(PY) $(RUN) report --profile "$$PROFILE"
 
 cost: $(READY)  ## what `make all` of a profile would load, train, merge and evaluate, and its cost (runs nothing)
 	@$(PY) $(RUN) cost --profile "$$PROFILE"

@@ -16,7 +16,6 @@ from scipy.stats import binomtest, ttest_1samp
 
 from layerswap.analysis import error_analysis
 from layerswap.analysis.error_analysis import Equation
-from layerswap.analysis.statistics import SEEDS
 from layerswap.evaluation import scoring
 from layerswap.lab import world
 from layerswap.lab.task import LabTask
@@ -234,7 +233,6 @@ def test_unknown_words_are_those_held_out(language):
         expected.setdefault(repr((facts, question)), (number, is_new))
     assert [number for number, _ in expected.values()] == [problem.number for problem in problems]
     has_new = [is_new for _, is_new in expected.values()]
-    assert [world.count_unknown_words(problem.question, language) > 0 for problem in problems] == has_new
     assert [lab.count_unknown_words(problem) > 0 for problem in problems] == has_new
     assert not any(MGSM("local").count_unknown_words(problem) for problem in problems)
     assert (0 < sum(has_new) < 200) if language in TARGETS else not any(has_new)
@@ -256,8 +254,8 @@ class TwoLanguages(LabTask):
         solutions = ["1 + 1 = 2"] * 4 + ["1 + 1 = 2 . 2 * 2 = 4", None]
         return {problem.id: solutions[int(problem.id)] for problem in problems}
 
-    def count_unknown_words(self, problem):
-        return int(problem.language == "te")
+    def unknown_words(self, problem):
+        return {"<te"} if problem.language == "te" else set()
 
 
 PROBLEMS = {(language, str(i)): Problem(str(i), language, f"<{language} {i}>?", None, i)
@@ -317,15 +315,3 @@ def test_agreement_is_the_correlation_of_correct_answers():
     assert table.loc["layer swap", "math expert"] == pytest.approx(np.corrcoef(first, second)[0, 1])
     assert list(table.index) == list(table.columns) == ["layer swap", "math expert", "c"]
     assert table["c"].isna().all()
-
-
-def test_the_browser_has_problems_that_two_methods_disagree_on():
-    frame = results(CORRECT)
-    assert list(frame.loc[[0], SEEDS].iloc[0]) == [0, 7]
-    page = error_analysis.problem_browser(frame, PROBLEMS, ["layer swap", "math expert"], 2)
-    first, second = page.split("\n<details>")
-    assert "<summary>1: &lt;sw 1&gt;? <b>1</b> (right: 1 of 2)</summary>" in first and "2: &lt;sw 2" in second
-    assert page.index("<th>layer swap</th>") < page.index("<th>math expert</th>") and ">1 + 1 = 2<" in page
-    assert page.count("<details>") == page.count("</details>") == 2
-    equal = results(dict.fromkeys(CORRECT, CORRECT["layer swap"]))
-    assert error_analysis.problem_browser(equal, PROBLEMS, list(CORRECT), 2) == "none"

@@ -80,7 +80,7 @@ def test_own_experts_from_the_readme_alone(project):
     write_mine(project, profile)
     done = run(project, "run")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert run(project, "report").returncode == 0
+    assert run(project, "findings").returncode == 0
     findings = (project.root / "FINDINGS-mine.md").read_text(encoding="utf-8")
     assert "## Profile mine" in findings and not re.search(r"\bnan\b", findings) and "(too few) points" in findings
     assert "not measured, for want of text" in findings and not (project.root / "FINDINGS.md").exists()

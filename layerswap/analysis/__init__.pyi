@@ -1,3 +1,4 @@
+from .browser import problem_browser as problem_browser
 from .comparisons import Claim as Claim, Comparison as Comparison, Fact as Fact, against as against
 from .doses import dose_table as dose_table
 from .error_analysis import (
@@ -10,7 +11,6 @@ from .error_analysis import (
     equations as equations,
     is_true as is_true,
     operators_of as operators_of,
-    problem_browser as problem_browser,
 )
 from .plots import (
     LANGUAGE_NAMES as LANGUAGE_NAMES,

@@ -7,7 +7,6 @@ solution, and by which methods solve the same problems.
 import re
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from html import escape
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -215,34 +214,3 @@ def agreement(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
         index=["language", *SEEDS, "id"], columns="condition", values="correct"
     )
     return wide[list(methods)].corr()
-
-
-def problem_browser(
-    frame: pd.DataFrame, problems: Mapping[tuple[str, str], Problem], methods: Sequence[str], n_examples: int,
-    disagreeing: tuple[str, str] = ("math expert", "layer swap"),
-) -> str:  # fmt: skip
-    """HTML in which a problem opens to every method's answer, of the first language and pair of experts.
-
-    Args:
-        frame: from ``classify_answers``.
-        problems: (language, id) -> problem.
-        methods: conditions whose answers are shown, in this order.
-        n_examples: how many problems are shown at most.
-        disagreeing: two conditions; the problems are those that one of them solves and the other does not.
-
-    Returns:
-        One ``<details>`` element a problem, or "none".
-    """
-    first_pair = (frame[SEEDS] == frame[SEEDS].iloc[0]).all(axis=1)
-    answers = frame[first_pair & (frame.language == frame.language.iloc[0])]
-    examples: list[str] = []
-    for (language, id), of_problem in answers.groupby(["language", "id"], sort=False):
-        table = of_problem.set_index("condition")
-        if len(examples) < n_examples and table.correct[disagreeing[0]] != table.correct[disagreeing[1]]:
-            problem = problems[language, id]
-            table = table.loc[methods, ["correct", "error_class", "text"]].assign(text=table.text.str.strip())
-            examples.append(
-                f"<details><summary>{problem.id}: {escape(problem.question)} <b>{problem.number}</b>"
-                f" (right: {table.correct.sum()} of {len(table)})</summary>{table.to_html(escape=True)}</details>"
-            )
-    return "\n".join(examples) or "none"

@@ -83,10 +83,16 @@ def load_index(profile: str) -> ExpertIndex:
     Raises:
         UserError: there is no index.
     """
-    name = results_name(profile)
+    return read_index(results_name(profile))
+
+
+def read_index(name: str) -> ExpertIndex:
+    """The index in ``build/<name>``, whoever asks: by hand too, as it is only read. UserError as ``load_index``."""
     path = BUILD / name / "experts.json"
     if not path.is_file():
-        raise UserError(f"build/{name}/experts.json is missing: run notebook 01_experts with this profile first")
+        others = ", ".join(sorted(other.parent.name for other in BUILD.glob("*/experts.json")))
+        hint = f" (experts are there of {others})" if others else ""
+        raise UserError(f"build/{name}/experts.json is missing: run notebook 01_experts with this profile first{hint}")
     content = read_json(path)
     groups = {
         group: {name: [ROOT / folder for folder in folders] for name, folders in models.items()}

@@ -5,7 +5,6 @@ from .tokenizer import build_tokenizer as build_tokenizer
 from .world import (
     BASE as BASE,
     LANGUAGES as LANGUAGES,
-    count_unknown_words as count_unknown_words,
     load_language as load_language,
     make_problems as make_problems,
     render_prompt as render_prompt,

@@ -64,9 +64,9 @@ class LabTask(Task):
         """Whether an answer is the worked answer word by word: its facts, equations and number have one wording."""
         return text.split() == (problem.answer or "").split()
 
-    def count_unknown_words(self, problem: Problem) -> int:
-        """How many words of the question the base model has never met in its language, each counted once."""
-        return world.count_unknown_words(problem.question, problem.language)
+    def unknown_words(self, problem: Problem) -> set[str]:
+        """The words of the question that the base model has never met in its language."""
+        return world.unknown_words(problem.language) & set(problem.question.split())
 
     def training_rows(
         self, expert: str, n: int, seed: int | str, held_out: bool = False

@@ -270,11 +270,6 @@ def own_words(language: str) -> set[str]:
     return words_of(language).difference(*(words_of(other) for other in LANGUAGES if other != language))
 
 
-def count_unknown_words(question: str, language: str) -> int:
-    """How many words of a text the base model has never met in the language, each counted once."""
-    return len(unknown_words(language) & set(question.split()))
-
-
 def render_solution(language: str, problem: DrawnProblem) -> str:
     """The step-by-step answer in a language (MGSM's native_cot), its number after GSM8K's mark ####.
 

@@ -16,6 +16,7 @@ from .experiments import (
     transplants as transplants,
     width_map as width_map,
 )
+from .explorer import Explorer as Explorer
 from .held_out import held_out_differences as held_out_differences
 from .notebooks import run_profile as run_profile, start_notebook as start_notebook
 from .profiles import Project as Project, find_base as find_base, find_task as find_task, load_profile as load_profile

@@ -1,7 +1,8 @@
 """``python -m layerswap.run``: what ``make`` calls.
 
 ``run --profile lab [01_experts ...]`` runs the notebooks that changed, ``cost`` says what a profile would cost,
-``report`` writes its findings, and ``refresh`` executes the sources in place with their own defaults.
+``findings`` writes its findings, ``report`` its pages, and ``refresh`` executes the sources in place with their own
+defaults.
 """
 
 import argparse
@@ -28,9 +29,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="run what changed, under a profile")
     coster = commands.add_parser("cost", help="what a profile would cost; nothing is run or fetched")
-    reporter = commands.add_parser("report", help="write FINDINGS.md, or FINDINGS-<profile>.md of one's own profile")
+    finder = commands.add_parser("findings", help="write FINDINGS.md, or FINDINGS-<profile>.md of one's own profile")
+    reporter = commands.add_parser("report", help="write build/<profile>/report, pages to be read in a browser")
     refresher = commands.add_parser("refresh", help="execute the sources in place with their defaults")
-    for command in (runner, coster, reporter):
+    for command in (runner, coster, finder, reporter):
         command.add_argument("--profile", default="lab", help="name of a file in params/ (default: lab)")
     for command in (runner, refresher):
         command.add_argument("names", nargs="*", help="notebooks, such as 01_experts (default: all)")
@@ -53,10 +55,14 @@ def dispatch(options: argparse.Namespace) -> int:
             notebooks.run_profile(project, options.profile, options.names)
         elif options.command == "refresh":
             notebooks.refresh(project, options.names)
-        elif options.command == "report":
+        elif options.command == "findings":
             from layerswap.run.findings import write_findings
 
             write_findings(project, options.profile)
+        elif options.command == "report":
+            from layerswap.run.pages import write_report
+
+            print(f"report: {write_report(project, options.profile).relative_to(project.root)}")
         else:
             from layerswap.run.cost import cost_report
 

@@ -1,5 +1,6 @@
 """FINDINGS.md of a project: the claims of its published profiles."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from layerswap.analysis.report import report_text
@@ -13,9 +14,8 @@ SECTIONS = {
     "04_top_bottom": "Only top or only bottom layers replaced",
     "05_mgsm": "Methods on MGSM",
 }  # of FINDINGS.md
-PUBLISHED = ("lab", "lab-3x3", "lab-3x3-seed1", "smollm2")  # profiles whose figures are committed
-DOSES = "lab-doses"  # the one that ran 06_dose_response alone
-RANKING = "gemma3-270m"  # the one that ran 07_ranking alone
+# Profiles whose figures are committed.
+PUBLISHED = ("lab", "lab-3x3", "lab-3x3-seed1", "smollm2", "lab-doses", "gemma3-270m", "gemma3-270m-sw")
 
 
 def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
@@ -24,16 +24,30 @@ def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
     profile: one that is none of them gets a file of its own, FINDINGS-<profile>.md; ``DEFAULTS``, which only shows that
     the notebooks run, gets none.
     """
-    figures = project.root / "figures"
-    groups = PUBLISHED, [DOSES], [RANKING]
-    names, doses, rankings = ([name for name in group if (figures / name / "").is_dir()] for group in groups)
-    file_name = "FINDINGS.md"
-    if profile not in (*PUBLISHED, DOSES, RANKING):
-        file_name, names, doses, rankings = f"FINDINGS-{profile}.md", [profile], [], []
     if profile == DEFAULTS:
         return
+    names, file_name = [profile], f"FINDINGS-{profile}.md"
+    if profile in PUBLISHED:
+        names = [name for name in PUBLISHED if (project.root / "figures" / name / "").is_dir()]
+        file_name = "FINDINGS.md"
+    with atomic_file(project.root / file_name) as file:
+        file.write(findings_text(project, names))
+
+
+def findings_text(project: Project, names: Sequence[str]) -> str:
+    """The findings of some profiles, from their result files: first of those that ran notebooks 02 to 05.
+
+    UserError for one that has the results neither of these nor of 06_dose_response nor of 07_ranking.
+    """
+    figures = project.root / "figures"
+    doses, rankings = (
+        [name for name in names if (figures / name / f"{result}.csv").is_file()]
+        for result in ("dose_response", "ranking_levels")
+    )
     profiles = {}
     for name in names:
+        if name in [*doses, *rankings] and not (figures / name / "layer_map.csv").is_file():
+            continue
         settings = load_profile(project, name)
         experiments = profile_experiments(settings, count_plotted_layers(figures / name))
         profiles[name] = {
@@ -45,8 +59,7 @@ def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
             ]
             for notebook, title in SECTIONS.items()
         }
-    with atomic_file(project.root / file_name) as file:
-        file.write(report_text(profiles, figures, doses, rankings))
+    return report_text(profiles, figures, doses, rankings)
 
 
 def count_plotted_layers(folder: Path) -> int:

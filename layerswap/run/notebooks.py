@@ -151,6 +151,8 @@ def clean(notebook: Any) -> Any:
         cell["id"] = f"cell-{i:02d}"
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+            for output in cell["outputs"]:
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # its kernel has ended
     return notebook
 
 

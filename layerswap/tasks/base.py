@@ -119,9 +119,14 @@ class Task(ABC):
         """Problem id -> a solution with its calculations as equations, None where none is known."""
         return {problem.id: problem.answer for problem in problems}
 
-    def count_unknown_words(self, problem: Problem) -> int | None:
-        """How many words of the question the base model has never met; None: not known."""
+    def unknown_words(self, problem: Problem) -> set[str] | None:
+        """The words of the question that the base model has never met; None: not known."""
         return None
+
+    def count_unknown_words(self, problem: Problem) -> int | None:
+        """How many words of the question the base model has never met, each counted once; None: not known."""
+        words = self.unknown_words(problem)
+        return None if words is None else len(words)
 
     def alternatives(self, problem: Problem, style: str) -> Alternatives:
         """What to rank of a problem: here the gold number among as many others in every problem.
