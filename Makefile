@@ -20,7 +20,7 @@ export PROFILE GIGABYTES
 # As layerswap/__init__.py says; here too, for what imports torch first.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: all report cost plan check test lab notebooks base lock clean help conda moved $(NOTEBOOKS)
+.PHONY: all report cost plan check test browser-test lab notebooks base lock clean help conda moved $(NOTEBOOKS)
 .DEFAULT_GOAL := help
 
 all: $(filter-out $(ON_REQUEST),$(NOTEBOOKS))  ## run what changed of the notebooks into figures/$(PROFILE) (PROFILE=lab), and write its findings and report
@@ -55,6 +55,12 @@ test: $(READY)  ## everything: lint, all unit tests, notebook guards, nbval
 	$(PY) -m pytest -q --nbval --nbval-current-env notebooks/01_experts.ipynb
 	$(PY) -m pytest -q -n logical --dist loadfile --nbval --nbval-current-env \
 		$(patsubst %,notebooks/%.ipynb,$(filter-out 01_experts,$(NOTEBOOKS)))
+
+browser-test: $(READY)  ## the report and the explorer in a real browser (docs/report.md: how to install Chromium)
+	@$(PY) -m pip install -q --disable-pip-version-check -r requirements-browser.lock
+	@$(PY) $(RUN) run --profile ci
+	@$(PY) $(RUN) report --profile ci
+	$(PY) -m pytest -q -rsP tests/test_pages_in_browser.py
 
 lab: $(READY)  ## open the notebooks in JupyterLab, with the whole project beside them
 	@test "$$(id -u)" != 0 || echo "layerswap: JupyterLab runs as root here, and so does all that is run in it" >&2

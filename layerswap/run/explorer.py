@@ -70,7 +70,7 @@ class Explorer:
         self.progress.layout.visibility = "hidden"
         self.picture, self.answers, self.result = widgets.HTML(), widgets.HTML(), widgets.HTML()
         for control in (*self.sliders.values(), self.language, self.math_seed, self.language_seed, self.problem):
-            control.style.description_width = "8.5em"
+            control.style.description_width = "9.5em"
             control.observe(self.update, "value")
         self.score_button.on_click(lambda _: self.score())
         self.save_button.on_click(lambda _: self.save())

@@ -26,6 +26,7 @@ from layerswap.run.profiles import DEFAULTS, Project, metadata
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADING = re.compile(r'<h([1-3]) id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL)
+FILE_LINK = re.compile(r' href="(?!\w+:)[^"#]+\.(?:md|ipynb|csv)"')  # into the project: not part of the report
 FIGURE_LINK = re.compile(r'href="figures/([\w-]+)/(\w+)\.png"')
 COMPARISON = """# Profiles compared
 
@@ -175,4 +176,5 @@ def localize_links(body: str, project: Project, profile: str, places: Mapping[st
         shutil.copyfile(source, target)
         return f'href="figures/{owner}/{source.name}"'
 
-    return FIGURE_LINK.sub(replacement, body).replace('href="docs/labels.md"', 'href="labels.html"')
+    body = FIGURE_LINK.sub(replacement, body).replace('href="docs/labels.md"', 'href="labels.html"')
+    return FILE_LINK.sub("", body)
