@@ -13,7 +13,7 @@ from layerswap.run.profiles import Project, load_profile, metadata
 
 PROJECT = Project()
 PROFILES = sorted(path.stem for path in (PROJECT.root / "params").glob("*.yml"))
-DEPTH = {"smollm2": 30, "llama31-8b": 32, "gemma3-270m": 18, "gemma3-270m-sw": 18}  # layers; of all others 12
+DEPTH = {"smollm2": 30, "llama31-8b": 32, "gemma3-270m": 18}  # layers; of all others 12
 
 
 @pytest.fixture(params=PROFILES)

@@ -3,6 +3,7 @@
 Functions that take an axis draw on it; the others return a figure. ``save_figure`` writes it beside its numbers.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import cycle
@@ -14,8 +15,10 @@ import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from layerswap.analysis.error_analysis import ERROR_CLASSES
+from layerswap.analysis.statistics import BINARY, MEASURES
 from layerswap.experts.index import load_index
 from layerswap.files import FIGURES, atomic_file, results_name
 from layerswap.merging.plans import Plan
@@ -327,7 +330,11 @@ def measure_panels(
         if measure in lines:
             axis.axvline(lines[measure], color="0.4", lw=1, ls=":")
         axis.locator_params(axis="x", nbins=5)
-        axis.set_title(measure, fontsize=9)
+        unit = "nats"
+        if MEASURES[measure] in BINARY:
+            axis.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+            unit = "percentage points" if value == "difference" else "%"
+        axis.set_title(f"{textwrap.fill(measure, 24)}\n{unit}", fontsize=9)
     axes[0, -1].legend(**BESIDE)
     figure.supxlabel(text, fontsize=8)
     return figure, every

@@ -113,8 +113,8 @@ def ranking_section(folder: Path) -> Iterator[str]:
     for values, rows in levels.groupby(["measure", "language"], sort=False):
         by_name = {row.condition: row for row in rows.itertuples()}
         shares = [
-            f"{100 * row.accuracy:.0f} ({100 * row.low:.0f}, {100 * row.high:.0f})"
-            for row in map(by_name.__getitem__, names)
+            f"{100 * row.accuracy:.0f} ({100 * row.low:.0f}, {100 * row.high:.0f})" if row else ""
+            for row in map(by_name.get, names)
         ]
         yield f"| {' | '.join(values)} | {rows.n.iloc[0]} | {' | '.join(shares)} |"
     for figure, text in (("ranking", "Minus the math expert"), ("ranking_ablations", "Ablations and controls")):

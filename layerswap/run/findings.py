@@ -15,7 +15,7 @@ SECTIONS = {
     "05_mgsm": "Methods on MGSM",
 }  # of FINDINGS.md
 # Profiles whose figures are committed.
-PUBLISHED = ("lab", "lab-3x3", "lab-3x3-seed1", "smollm2", "lab-doses", "gemma3-270m", "gemma3-270m-sw")
+PUBLISHED = ("lab", "lab-3x3", "lab-3x3-seed1", "smollm2", "lab-doses", "gemma3-270m")
 
 
 def write_findings(project: Project, profile: str = PUBLISHED[0]) -> None:
