@@ -26,7 +26,7 @@ from layerswap.run.profiles import DEFAULTS, Project, metadata
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADING = re.compile(r'<h([1-3]) id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL)
-FILE_LINK = re.compile(r' href="(?!\w+:)[^"#]+\.(?:md|ipynb|csv)"')  # into the project: not part of the report
+FILE_LINK = re.compile(r' href="(?!\w+:)[^"#]+\.(?!html|png)\w+"')  # into the project: not part of the report
 FIGURE_LINK = re.compile(r'href="figures/([\w-]+)/(\w+)\.png"')
 COMPARISON = """# Profiles compared
 
