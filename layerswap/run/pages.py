@@ -60,7 +60,10 @@ class Page:
     @property
     def contents(self) -> list[tuple[int, str, str]]:
         """(level, anchor, text) of its headings."""
-        return [(int(level), anchor, re.sub("<[^>]+>", "", text)) for level, anchor, text in HEADING.findall(self.body)]
+        return [
+            (int(level), anchor, unescape(re.sub("<[^>]+>", "", text)))
+            for level, anchor, text in HEADING.findall(self.body)
+        ]
 
 
 def write_report(project: Project, profile: str) -> Path:
@@ -87,7 +90,7 @@ def write_report(project: Project, profile: str) -> Path:
         Page("compare.html", "Profiles compared", compare_body(project.root / "figures")),
         Page("labels.html", "Labels", markdown_body((project.root / "docs" / "labels.md").read_text(encoding="utf-8"))),
     ]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES / "report"))
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(TEMPLATES / "report"))
     style, script = ((TEMPLATES / "report" / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     folder = project.build(profile, "report")
     shutil.rmtree(folder, ignore_errors=True)
@@ -112,7 +115,7 @@ def notebook_page(project: Project, profile: str, name: str) -> Page:
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])
     body, _ = exporter.from_notebook_node(notebook)
     label = next((text for _, _, text in Page("", "", body).contents), name)
-    return Page(f"{name}.html", unescape(label), body)
+    return Page(f"{name}.html", label, body)
 
 
 def index_body(project: Project, profile: str, sections: Sequence[Page]) -> str:
