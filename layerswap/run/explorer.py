@@ -6,7 +6,7 @@ as the model writes it.
 
 import shlex
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class Explorer:
         self.save_button.on_click(lambda _: self.save())
         self.fixed_answers: dict[tuple[Any, ...], Generation] = {}  # of the experts and the soup
         self.pairs: dict[tuple[str, int, int], ExpertPair] = {}  # the last one
+        self.tokenizer = cache(load_tokenizer)  # a slider waits for an answer, not for a file
         controls = widgets.VBox([
             *self.sliders.values(), self.language, self.math_seed, self.language_seed, self.problem,
             widgets.HBox([self.score_button, self.save_button]), self.progress,
@@ -120,7 +121,7 @@ class Explorer:
     def generate(self, plan: Plan, problems: list[Problem], on_finish: Callable[[], None]) -> list[Generation]:
         """The answers of a merge, with the loss of the task's reference text."""
         scores, task = self.scores, self.scores.task
-        tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.folders[0])
+        tokenizer: PreTrainedTokenizerBase = self.tokenizer(self.folders[0])
         exemplars = task.exemplars(self.language.value, scores.exemplars, scores.style)
         prompts = [task.prompt(problem, exemplars, scores.style) for problem in problems]
         is_chat = scores.style == "chat"
@@ -148,10 +149,14 @@ class Explorer:
             answers = {"merged": self.generate(plan, [problem], lambda: None)[0]}
             answers |= {name: self.fixed_answers[*self.pair_key, problem.id, name] for name in fixed}
         except UserError as error:
-            self.result.value = f"<p role='alert'>{escape(str(error))}</p>"
+            self.show_error(error)
             return
         self.picture.value, self.result.value = plan_picture(plan), ""
         self.answers.value = answer_table(self.scores, problem, answers)
+
+    def show_error(self, error: UserError) -> None:
+        """Say what cannot be done; what was shown before stays."""
+        self.result.value = f"<p role='alert'>{escape(str(error))}</p>"
 
     def score(self) -> None:
         """Exact match of the plan on all problems, with Wilson's 95 % interval."""
@@ -171,7 +176,7 @@ class Explorer:
                 f" 95 % interval, n = {len(problems)})</p>"
             )
         except UserError as error:
-            self.result.value = f"<p role='alert'>{escape(str(error))}</p>"
+            self.show_error(error)
         finally:
             self.score_button.disabled, self.progress.layout.visibility = False, "hidden"
 
@@ -180,7 +185,7 @@ class Explorer:
         try:
             plan = self.plan
         except UserError as error:
-            self.result.value = f"<p role='alert'>{escape(str(error))}</p>"
+            self.show_error(error)
             return
         with atomic_file(self.plan_file) as file:
             yaml.safe_dump(plan.to_dict(), file, sort_keys=False)
