@@ -62,9 +62,12 @@ browser-test: $(READY)  ## the report and the explorer in a real browser (docs/r
 	@$(PY) $(RUN) report --profile ci
 	$(PY) -m pytest -q -rsP tests/test_pages_in_browser.py
 
-lab: $(READY)  ## open the notebooks in JupyterLab, with the whole project beside them
+# Its settings: Markdown is shown rendered, and nobody is asked about news (layerswap/run/templates/jupyterlab).
+lab: $(READY)  ## open JupyterLab, on a page that links notebooks, results and reports
 	@test "$$(id -u)" != 0 || echo "layerswap: JupyterLab runs as root here, and so does all that is run in it" >&2
-	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	@$(PY) $(RUN) start
+	$(PY) -m jupyterlab --LabApp.app_settings_dir=layerswap/run/templates/jupyterlab \
+		"--LabApp.default_url=/lab/tree/build/start.md?file-browser-path=/" $(if $(filter 0,$(shell id -u)),--allow-root)
 
 notebooks: $(READY)  ## execute the notebooks in place with their defaults and clean them
 	$(PY) $(RUN) refresh

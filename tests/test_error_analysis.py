@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import assume, given, strategies as st
 from scipy.stats import binomtest, ttest_1samp
+from statsmodels.stats.proportion import proportion_confint
 
 from layerswap.analysis import error_analysis
 from layerswap.analysis.error_analysis import Equation
@@ -291,25 +292,59 @@ def test_errors_are_counted_by_method():
     }
 
 
-def test_accuracy_by_steps():
+def test_accuracy_by_steps(monkeypatch):
+    monkeypatch.setattr(error_analysis, "FEWEST", 1)
     rng = np.random.default_rng(0)
     frame = results({"a": lambda language, pair, i: rng.random() < 0.5, "b": lambda language, pair, i: True}, n_pairs=1)
     frame = frame.assign(steps=frame.steps.str.split(",").str[0])  # over languages
     table = error_analysis.accuracy_by_steps(frame)
-    assert list(table.steps) == ["steps: 1"] * 2 + ["steps: 2"] * 2 + ["steps unknown"] * 2
-    assert list(table.condition) == ["a", "b"] * 3 and list(table.n_answers) == [8, 8, 2, 2, 2, 2]
+    assert list(table.steps) == ["steps: 1"] * 2 + ["steps: 2"] * 2 + ["steps unknown"] * 2 + ["all"] * 2
+    assert list(table.condition) == ["a", "b"] * 4 and list(table.n_answers) == [8, 8, 2, 2, 2, 2, 12, 12]
     one_step = frame[(frame.condition == "a") & (frame.steps == "steps: 1")]
     means = one_step.groupby("id").correct.mean()
     row = table.iloc[0]
-    interval = np.clip(ttest_1samp(means, 0).confidence_interval(), 0, 1)
+    student = ttest_1samp(means, 0).confidence_interval()
+    low, high = proportion_confint(4 * means.mean(), 4, method="wilson")
     assert means.nunique() > 1 and row["n"] == 4
+    interval = max(min(student.low, low), 0), min(max(student.high, high), 1)
     assert (row["mean"], row.low, row.high) == pytest.approx((means.mean(), *interval))
     always = table[table.condition == "b"].iloc[0]  # no variance: Wilson's interval of four problems
     wilson = binomtest(4, 4).proportion_ci(method="wilson")
     assert (always["mean"], always.low, always.high) == pytest.approx((1, wilson.low, wilson.high))
 
 
-def test_agreement_is_the_correlation_of_correct_answers():
+def test_more_right_answers_have_no_lower_bounds():
+    """One method of intervals: none right, then one, then two of 29."""
+
+    def bounds(n_right):
+        of_all = {"condition": "a", "language": "sw", "math_seed": 0, "language_seed": 0, "steps": "steps: 2"}
+        rows = pd.DataFrame([{"id": str(i), "correct": i < n_right} for i in range(29)]).assign(**of_all)
+        row = error_analysis.accuracy_by_steps(rows).iloc[0]
+        return row.low, row.high
+
+    lows, highs = zip(*map(bounds, range(30)), strict=True)
+    assert list(lows) == sorted(lows) and list(highs) == sorted(highs)
+
+
+def test_few_problems_join_their_neighbours():
+    def groups(**sizes):
+        frame = pd.DataFrame({"steps": [name.replace("_", " ") for name, n in sizes.items() for _ in range(n)]})
+        frame["steps"] = frame.steps.str.replace("s ", "steps: ")
+        return error_analysis.group_steps(frame.assign(id=range(len(frame))))
+
+    assert groups(s_1=3, s_2=29, s_3=21, s_7=4, s_10=2, unknown=2) == {
+        "steps: 1": "steps: 1 to 2", "steps: 2": "steps: 1 to 2",
+        **dict.fromkeys(["steps: 3", "steps: 7", "steps: 10"], "steps: 3 to 10"),
+    }  # fmt: skip
+    assert groups(s_2=10, s_3=9) == dict.fromkeys(["steps: 2", "steps: 3"], "steps: 2 to 3")
+    assert groups(s_2=3, unknown=10) == {"steps: 2": "steps: 2", "unknown": "unknown"}
+    assert groups(unknown=3) == {"unknown": "unknown"}
+
+
+def test_agreement_is_the_correlation_of_correct_answers(monkeypatch):
+    methods = ["layer swap", "math expert"]
+    assert error_analysis.agreement(results(CORRECT), methods).loc["math expert"].isna().all()  # 8 are right
+    monkeypatch.setattr(error_analysis, "FEWEST", 8)
     table = error_analysis.agreement(results(CORRECT | {"c": lambda *_: True}), ["layer swap", "math expert", "c"])
     first, second = ([float(is_correct(None, None, i)) for i in range(6)] for is_correct in CORRECT.values())
     assert table.loc["layer swap", "math expert"] == pytest.approx(np.corrcoef(first, second)[0, 1])

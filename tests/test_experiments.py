@@ -6,7 +6,7 @@ import pytest
 
 from layerswap.analysis.plots import METHOD_COLOURS
 from layerswap.errors import UserError
-from layerswap.merging.plans import scaled_widths
+from layerswap.merging.plans import only_bottom, scaled_widths, uniform
 from layerswap.run import experiments
 from layerswap.run.experiments import profile_experiments
 from layerswap.run.profiles import Project, load_profile, metadata
@@ -107,3 +107,31 @@ def test_the_ends_of_a_small_model():
 def test_widths_that_are_zero_are_zero():
     both = experiments.ends(8, scaled_widths(8, 0, 1), [], 0.0).conditions[3]
     assert both.plan.layer_map() == "MMMMMMML"
+
+
+def methods_with(*chosen_plans, **changes):
+    widths = scaled_widths(8, 2, 1, 1, 1) | changes
+    return experiments.methods(8, widths, 0.5, 0.5, 0.2, chosen_plans=chosen_plans)
+
+
+def test_the_same_model_under_two_names_is_one_method():
+    same_models = [only_bottom(8, 2, 0.5, "widths chosen"), uniform(8, 0.0, "searched weights")]
+    methods = methods_with(*same_models)
+    assert not {"widths chosen", "searched weights"} & set(methods.names)
+    assert methods.equals == {"only bottom": ("widths chosen",), "math expert": ("searched weights",)}
+    assert methods.labels == {
+        "only bottom": "only bottom = widths chosen",
+        "math expert": "math expert = searched weights",
+    }
+    assert methods.contrasts("mgsm_chosen") == {
+        name: {name: 1, "only bottom": -1} for name in ("layer swap", "transition removed")
+    }
+    assert "widths chosen" not in methods.contrasts("mgsm_paired")
+
+
+def test_another_weight_makes_another_method():
+    methods = methods_with(only_bottom(8, 2, 0.25, "widths chosen"))
+    assert "widths chosen" in methods.names and not methods.equals
+    assert set(methods.contrasts("mgsm_chosen")) == {"layer swap", "transition removed", "only bottom"}
+    without_zone = methods_with(transition_bottom=0, transition_top=0)
+    assert without_zone.equals == {"layer swap": ("transition removed",)}

@@ -3,6 +3,7 @@
 import json
 import math
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -109,6 +110,18 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "ROOT", tmp_path)
     monkeypatch.setattr(gguf, "BUILD", tmp_path / "build")
     return tmp_path
+
+
+def test_a_conversion_without_network_is_the_same_model(project, monkeypatch):
+    path = project / "tiny.gguf"
+    write_gguf(path)
+    online = gguf.load_gguf(path)
+    monkeypatch.setattr(gguf, "BUILD", project / "offline")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    offline = gguf.load_gguf(path)
+    names = sorted(file.name for file in online.iterdir())
+    assert names == sorted(file.name for file in offline.iterdir()) and "tokenizer_config.json" in names
+    assert [name for name in names if (online / name).read_bytes() != (offline / name).read_bytes()] == []
 
 
 @pytest.mark.parametrize(("factor", "context"), [(8.0, 32), (32.0, 128), (4.0, 8192)])

@@ -146,3 +146,14 @@ def test_seeds_differ(seeds):
 def test_baselines_exist():
     with pytest.raises(UserError, match="baselines has 'merged', expected of joint, frozen"):
         resolve_experts(DATA, [], [], ["sw"], [1], ["joint", "merged"])
+
+
+def test_experts_of_the_last_profile_stand_in_for_those_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "BUILD", tmp_path)
+    assert index_module.profile_with_experts("draft") == "draft", "the message about it names the draft"
+    for age, name in enumerate(["mine", "lab"]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experts.json").write_text("{}")
+        os.utime(tmp_path / name / "experts.json", (1000 - age, 1000 - age))
+    assert index_module.profile_with_experts("draft") == "mine"
+    assert index_module.profile_with_experts("lab") == "lab"

@@ -64,6 +64,17 @@ def test_the_first_page_has_the_findings_with_links_to_their_figures(project):
     assert "layer swap - ends put back to the base" in text and 'href="labels.html"' in text
 
 
+def test_the_first_page_has_the_figures_of_its_findings(project):
+    text = write_report(project, PROFILE).read_text(encoding="utf-8")
+    pictures = re.findall(r'<a href="([^"]*)"><img alt="([^"]*)" src="data:image/png;base64,([^"]*)">', text)
+    assert [link.rpartition("/")[2] for link, _, _ in pictures] == [
+        "ranking_levels.png", "ranking.png", "01_first.html#figure-ranking_ablations",
+    ]  # fmt: skip
+    for name, (_, _, content) in zip(["ranking_levels", "ranking", FIGURE], pictures, strict=True):
+        assert base64.b64decode(content) == (ROOT / "figures" / PROFILE / f"{name}.png").read_bytes()
+    assert pictures[2][1] == "Differences &lt;with&gt; intervals."
+
+
 def test_nothing_is_fetched_and_no_link_leads_out_of_the_report(project):
     for path in write_report(project, PROFILE).parent.glob("*.html"):
         text = path.read_text(encoding="utf-8")

@@ -4,9 +4,11 @@ It needs the packages of requirements-browser.lock, a Chromium (docs/report.md),
 """
 
 import http.server
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -154,18 +156,19 @@ def test_the_problem_browser_filters(browser, report_url):
 
 @pytest.fixture(scope="module")
 def lab_url(tmp_path_factory):
-    """JupyterLab as ``make lab`` starts it, in a configuration of its own."""
+    """JupyterLab as ``make lab`` starts it, with a configuration of its own; its address and its token."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("jupyter")
+    settings = {"ServerApp": {"port": port, "open_browser": False}, "IdentityProvider": {"token": "secret"}}
+    (folder / "jupyter_server_config.json").write_text(json.dumps(settings))
     environment = os.environ | {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
                                 "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "PYTHONPATH": str(ROOT),
                                 "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--IdentityProvider.token=secret",
-               "--allow-root"]  # fmt: skip
+    command = ["make", "lab", f"PY={sys.executable}", "READY="]
     with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
     for _ in range(120):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api").read()
@@ -173,8 +176,29 @@ def lab_url(tmp_path_factory):
         except OSError:
             time.sleep(0.5)
     yield f"http://127.0.0.1:{port}", "?token=secret"
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # make, and the server below it
     process.wait()
+
+
+def test_the_start_page_links_what_is_there(browser, lab_url):
+    url, token = lab_url
+    page, errors, foreign = open_page(browser, f"{url}/{token}", viewport={"width": 1400, "height": 1000})
+    text = page.locator(".jp-RenderedMarkdown").first
+    text.get_by_role("heading", name="Profile ci").wait_for(timeout=60_000)
+    page.locator(".jp-BreadCrumbs-home").wait_for()
+    page.screenshot(path=SCREENSHOTS / "start.png")
+    assert page.locator(".jp-DirListing-itemText", has_text="notebooks").count() == 1, "the project's root is listed"
+    assert page.get_by_text("news").count() == 0
+    links = [link.get_attribute("href") for link in text.get_by_role("link").all()]
+    for link in {link for link in links if not link.startswith("#")}:  # JupyterLab leads its own to /files
+        with urllib.request.urlopen(link if "://" in link else f"{url}{link}{token}") as answer:
+            assert answer.status == 200, link
+    with page.context.expect_page() as opened:
+        text.get_by_role("link", name="Report").last.click()
+    opened.value.get_by_role("heading", name="Findings").wait_for()
+    assert not foreign and not errors, (foreign, errors)
+    opened.value.close()
+    page.close()
 
 
 def test_the_sliders_of_the_explorer_change_its_answers(browser, lab_url, tmp_path):

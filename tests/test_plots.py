@@ -9,7 +9,6 @@ from conftest import write_checkpoint
 from matplotlib.colors import to_hex
 
 from layerswap.analysis import plots
-from layerswap.analysis.error_analysis import ERROR_CLASSES
 from layerswap.experts import index as index_module
 from layerswap.merging.plans import layer_swap, soup
 
@@ -87,53 +86,99 @@ def test_every_script_has_a_font(text, recwarn):
     assert not [warning for warning in recwarn if "missing from font" in str(warning.message)]
 
 
+def drawn_points(axis):
+    """[(x, y, whether it is filled)] of an axis's points with an interval."""
+    lines = [line for line in axis.lines if line.get_marker() == "o"]
+    return [(*xy, line.get_mfc() != "white") for line in lines for xy in zip(*line.get_data(), strict=True)]
+
+
 def test_forest_puts_every_estimate_where_the_table_says():
-    table = pd.DataFrame({"condition": ["a", "b"] * 2, "language": ["sw", "sw", "te", "te"],
-                          "difference": [0.1, 0.2, 0.3, 0.4], "low": 0.0, "high": 0.5})  # fmt: skip
-    axes = plots.forest_plot(table, "difference", "x", zero=True).axes
+    table = differences(["a", "b"], ["sw", "te"], p_holm=[0.04, 0.05, 0.5, 0.01])
+    axes = plots.forest_plot(table, "difference", "x", "percentage points", labels={"b": "b = c"}).axes
     assert [axis.get_title() for axis in axes] == ["Swahili", "Telugu"]
-    drawn_points = [[(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if len(line.get_xdata()) == 1]
-                    for axis in axes]  # fmt: skip
-    assert drawn_points == [[(0.1, 0), (0.2, 1)], [(0.3, 0), (0.4, 1)]]
+    assert list(map(drawn_points, axes)) == [[(0.0, 0, True), (0.2, 1, False)], [(0.1, 0, False), (0.3, 1, True)]]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["a", "b = c"]
+    assert not axes[1].texts, "numbers of one of several languages would pass for those of all"
 
 
-def test_colours_go_by_group():
-    table = differences(["TIES", "layer swap", "widths chosen"], ["sw"])
-    figure = plots.difference_plot(table, "exact match minus the soup's", 20, 9, {"TIES": "other merge"})
-    colours = [to_hex(line.get_color()) for line in figure.axes[0].lines if line.get_marker() == "o"]
-    expected = [plots.METHOD_COLOURS[group] for group in ("other merge", "layer swap", "other swap")]
+def test_the_last_panels_numbers_stand_beside_it_where_it_is_pooled():
+    table = differences(["a", "b"], ["sw", "pooled"])
+    (_, pooled) = plots.forest_plot(table, "difference", "x", "percentage points").axes
+    assert [text.get_text() for text in pooled.texts] == ["+10.0 (+5.0, +15.0)", "+30.0 (+25.0, +35.0)"]
+    (only,) = plots.forest_plot(table[:1], "difference", "x", "nats a token").axes
+    assert [text.get_text() for text in only.texts] == ["+0.00 (-0.05, +0.05)"]
+
+
+def test_families_stand_apart_and_colours_go_by_group():
+    table = differences(["base", "TIES", "layer swap", "widths chosen"], ["sw"], p_holm=0.01)
+    groups = {"TIES": "other merge"}
+    (axis,) = plots.difference_plot(table, "exact match minus the soup's", 20, 9, groups).axes
+    assert [y for _, y, _ in drawn_points(axis)] == pytest.approx([0, 1.45, 2.9, 3.9])
+    colours = [to_hex(line.get_color()) for line in axis.lines if line.get_marker() == "o"]
+    expected = [plots.METHOD_COLOURS[group] for group in ("base", "other merge", "layer swap", "other swap")]
     assert colours == [colour.lower() for colour in expected]
 
 
+def ticks(axis):
+    axis.figure.canvas.draw()
+    return [label.get_text() for label in axis.get_xticklabels()]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "expected", "text"),
+    [
+        (differences(["a", "b"], ["sw"]), "correct", ["0", "10"], "x, percentage points (better →; filled: clear)"),
+        (differences(["a", "b"], ["sw"]), "loss", ["0.0", "0.1"], "x, nats a token (← better; filled: clear)"),
+    ],
+)
+def test_percent_and_nats(table, column, expected, text):
+    figure = plots.difference_plot(table.assign(p_holm=1.0), "x", 20, 1, column=column)
+    assert set(expected) <= set(ticks(figure.axes[0]))
+    assert figure.get_supxlabel().startswith(text)
+
+
 def test_captions_say_of_how_many_problems_and_pairs():
-    table = differences(["a"]).assign(accuracy=0.5, maximum=0.5)
+    table = differences(["a"], p_holm=1.0).assign(accuracy=0.5, maximum=0.6)
     ending = "\n(n = 20 problems a language, {} of experts, 95 % interval)"
     for figure, expected in (
-        (plots.difference_plot(table, "loss minus a", 20, 1), "loss minus a" + ending.format("1 pair")),
-        (plots.accuracy_plot(table, 20, 9), "mean exact match" + ending.format("9 pairs")),
-        (plots.accuracy_plot(table, 20, 9, value="maximum"),
-         "exact match of the best pair" + ending.format("9 pairs")),
-        (plots.paired_panels({"exact match": table}, {"a": "k"}, "minus a", 20, 9)[0],
-         "minus a" + ending.format("9 pairs")),
+        (plots.accuracy_plot(table, 20, 1), "exact match, %" + ending.format("one pair")),
+        (plots.accuracy_plot(table, 20, 9), "exact match, %; hollow: of the best pair" + ending.format("9 pairs")),
+        (plots.layer_panels(table.assign(condition="0", measure="exact match"), 20, 9),
+         "layer replaced (N: the non-layer parameters), minus the math expert; filled: clear"
+         + ending.format("9 pairs")),
     ):  # fmt: skip
         assert figure.get_supxlabel() == expected
 
 
+def test_the_best_pair_is_marked_where_there_are_several():
+    table = differences(["a"], ["sw"]).assign(accuracy=0.5, maximum=0.6)
+    for n_pairs, marks in ((1, []), (9, [0.6])):
+        lines = plots.accuracy_plot(table, 20, n_pairs).axes[0].lines
+        assert [line.get_xdata()[0] for line in lines if line.get_marker() == "D"] == marks
+
+
 def test_panels_of_several_measures():
-    tables = {"exact match": differences(["a", "b"]), "answer loss": differences(["a", "b"])}
-    figure, table = plots.paired_panels(tables, {"a": "k", "b": "r"}, "minus neither", 20, 1)
-    assert list(table.measure) == ["exact match"] * 6 + ["answer loss"] * 6
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["Swahili", "Telugu", "pooled"]
-    for axis in figure.axes:
-        assert points(axis) == [(0.0, -0.18), (0.1, 0.82), (0.2, 1.82), (0.3, 0.18), (0.4, 1.18), (0.5, 2.18)]
+    tables = {"exact match": differences(["a", "b"], p_holm=0.01),
+              "answer loss, nats a token": differences(["a", "b"], p_holm=0.2)}  # fmt: skip
+    figure, table = plots.measure_panels(tables, "difference", "minus neither")
+    assert list(table.measure) == ["exact match"] * 6 + ["answer loss, nats a token"] * 6
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["percentage points\nbetter →", "nats a token\n← better"]
+    for axis, is_clear in zip(figure.axes, (True, False), strict=True):
+        assert [x for x, _, _ in drawn_points(axis)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+        assert [y for _, y, _ in drawn_points(axis)] == pytest.approx([-4 / 15, 0, 4 / 15, 11 / 15, 1, 19 / 15])
+        assert {is_filled for *_, is_filled in drawn_points(axis)} == {is_clear}
+    assert figure.get_suptitle() == "Exact match: clearly above zero: a, b"
 
 
 def test_panels_of_conditions_keep_what_one_measure_alone_has():
     def table(*conditions):
-        return pd.DataFrame({"condition": conditions, "language": "sw", "n": 9, "mean": 0.5, "low": 0.4, "high": 0.6})
+        return pd.DataFrame(
+            {"condition": conditions, "language": "sw", "n": 9, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+        )
 
     tables = {"exact match": table("a"), "ranked first": table("a", "blind")}
-    figure, every = plots.measure_panels(tables, "mean", {"ranked first": 0.25}, "proportion")
+    figure, every = plots.measure_panels(tables, "accuracy", "proportion", {"ranked first": 0.25})
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "blind"]
     assert len(every) == 3 and list(every.measure.unique()) == list(tables)
@@ -141,44 +186,39 @@ def test_panels_of_conditions_keep_what_one_measure_alone_has():
     assert dotted == [[], [0.25]]
 
 
-def test_a_sweep_of_one_line_and_of_several():
-    table = differences(["weight 0.5", "weight 0.25"], ["sw"], weight=[0.5, 0.25])
-    (axis,) = plots.sweep_panels(table, "weight", "weight", [0, 0.5, 1], "removed", 20).axes
-    assert points(axis) == [(0.25, 0.1), (0.5, 0.0), (0, 0)]
-    assert axis.get_ylabel() == "exact match, minus\nremoved (n = 20)"
-    table = differences(["b1", "b2", "t1", "t2"], ["sw"], end=["bottom", "bottom", "top", "top"], width=[1, 2, 1, 2])
-    colours = {"bottom": "k", "top": "r", "both": "g"}
-    (axis,) = plots.sweep_panels(table, "width", "width", [0, 1, 2], "removed", 20, "end", colours).axes
-    assert points(axis) == [(0.94, 0.0), (1.94, 0.1), (1.06, 0.2), (2.06, 0.3), (0, 0)]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["bottom", "top"]
-
-
 def test_doses():
-    tables = [differences(["a", "b"], ["sw", "te"], line=["a", "a", "b", "b"], amount=amount, dose=dose,
-                          n=20 + (dose == "words") * int(amount))
+    tables = [differences(["a", "b"], ["sw", "te"], line=["a", "a", "b", "b"], amount=amount, dose=dose, p_holm=1.0,
+                          n=18 + 9 * (dose == "words") * int(amount))
               for dose in ("words", "both") for amount in ("0", "1")]  # fmt: skip
     figure = plots.dose_panels(pd.concat(tables), {"a": "k", "b": "r"}, 9)
-    assert [axis.get_xlabel() for axis in figure.axes] == ["words", "words", "both\n(n = 20)", "both\n(n = 20)"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["words", "words", "both\n(n = 2)", "both\n(n = 2)"]
     assert points(figure.axes[0]) == [(-0.06, 0.0), (0.94, 0.0), (0.06, 0.2), (1.06, 0.2)]
-    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0\n(n = 20)", "1\n(n = 21)"]
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0\n(n = 2)", "1\n(n = 3)"]
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["0", "1"]
-    assert figure.get_supylabel() == "exact match, difference (9 pairs of experts, 95 % interval)"
+    text = "exact match, difference in percentage points\n(n problems, 9 pairs of experts, 95 % interval)"
+    assert figure.get_supylabel() == text
 
 
 def test_layers_one_by_one():
-    table = pd.concat([differences(["0", "7", "non-layer"], ["sw", "te"], measure=measure)
-                       for measure in ("exact match", "answer loss")])  # fmt: skip
-    axes = plots.layer_panels(table).axes
+    table = pd.concat([differences(["0", "7", "non-layer"], ["sw", "te"], measure=measure, p_holm=1.0)
+                       for measure in ("exact match", "answer loss, nats a token")])  # fmt: skip
+    axes = plots.layer_panels(table, 20, 1).axes
     assert [points(axis) for axis in axes] == [[(0, 0.0), (1, 0.2), (2, 0.4)], [(0, 0.1), (1, 0.3), (2, 0.5)]] * 2
     assert [label.get_text() for label in axes[2].get_xticklabels()] == ["0", "7", "N"]
+    assert axes[0].get_ylabel() == "exact match,\npercentage points (better ↑)"
 
 
 def test_the_map_of_widths():
-    rows = [(language, b, u, 30, b / 10, u / 10) for language in ("sw", "te") for b in (0, 1) for u in (0, 1, 2)]
-    table = pd.DataFrame(rows, columns=["language", "bottom", "top", "n", "accuracy", "loss"])
-    axes = plots.map_panels(table).axes
-    cells = [[text.get_text() for text in axis.texts] for axis in axes]
-    assert cells == [["0.00"] * 3 + ["0.10"] * 3] * 2 + [["0.00", "0.10", "0.20"] * 2] * 2
+    rows = [
+        (language, b, u, 30, b / 10, u / 10, u == 2) for language in ("sw", "te") for b in (0, 1) for u in (0, 1, 2)
+    ]
+    table = pd.DataFrame(rows, columns=["language", "bottom", "top", "n", "accuracy", "loss", "is_clear"])
+    figure = plots.map_panels(table, 3)
+    cells = [[text.get_text() for text in axis.texts] for axis in figure.axes[:4]]
+    assert cells == [["0", "0", "0*", "10", "10", "10*"]] * 2 + [["0.00", "0.10", "0.20"] * 2] * 2
+    assert "n = 10 problems a language" in figure.get_supxlabel()
+    bars = [axis.get_ylabel() for axis in figure.axes[4:]]
+    assert bars == ["exact match, %", "answer loss, nats a token"] and figure.axes[5].yaxis_inverted()
 
 
 @pytest.mark.parametrize("objectives", [[], [0.5, 0.4, 0.6]])
@@ -186,6 +226,7 @@ def test_what_was_selected(objectives):
     trials = pd.DataFrame({"objective": objectives, "best": np.maximum.accumulate(np.array(objectives, float))})
     figure = plots.search_plot([layer_swap(8, 1, 1, name="swap"), soup(8)], trials, "exact match", 20)
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", *"000000", "1", "0.5", *["0.5"] * 9]
+    assert figure.get_suptitle().startswith("Chosen on validation problems: from the bottom 8 averaged layers")
     assert len(figure.axes) == (2 if objectives else 1)
     if objectives:
         best, trial, start = (list(line.get_ydata()) for line in figure.axes[1].lines)
@@ -198,23 +239,59 @@ def test_where_the_experts_changed():
     table = pd.DataFrame(rows, columns=["layer", "matrix", "relative", "expert", "seed"])
     axes = plots.weight_change_heatmaps(table).axes
     assert [axis.get_title() for axis in axes[:2]] == ["math expert", "Swahili expert"]
-    assert [axis.collections[0].get_array().shape for axis in axes[:2]] == [(2, 2), (2, 2)]
+    assert [axis.collections[0].get_array().shape for axis in axes[:4]] == [(2, 2)] * 4
+    changes, ratios = (np.asarray(axes[i].collections[0].get_array()) for i in (0, 2))
+    assert changes == pytest.approx(np.array([[20, 30]] * 2)) and ratios.mean() == pytest.approx(1)
     thirds = pd.DataFrame([(third, value, 1 / 3, expert, seed) for expert, seed, value in
                            (("math", 1, 0.25), ("math", 2, 0.75), ("sw", 1, 0.5), ("sw", 2, 0.5))
                            for third in ("bottom", "middle", "top")],
                           columns=["third", "share", "of_weights", "expert", "seed"])  # fmt: skip
-    (axis,) = plots.thirds_plot(thirds).axes
-    assert [list(line.get_ydata()) for line in axis.lines[::2]] == [[0.5] * 3, [0.5] * 3, [1 / 3] * 3]
-    assert axis.get_legend().get_title().get_text() == "seeds: 2"
+    (axis,) = plots.thirds_plot(thirds.assign(ratio=3 * thirds.share)).axes
+    assert [list(line.get_ydata()) for line in axis.lines[1::2]] == [[1.5] * 3, [1.5] * 3]
+    assert axis.get_xlabel() == "third of the layers (2 seeds; bar: mean)"
 
 
 def test_errors_and_correlations():
-    table = pd.DataFrame([[3, 1, 0], [1, 1, 2]], ["a", "b"], [ERROR_CLASSES[i] for i in (0, 4, 7)])
-    (axis,) = plots.error_bars(table).axes
-    assert [bar.get_width() for bar in axis.patches] == [0.25, 0.75, 0.25, 0.25, 0.5, 0.0]
-    assert axis.get_xlabel() == "share of answers (n = 4 a method)"
-    (axis,) = plots.correlation_heatmap(pd.DataFrame([[1, 0.5], [0.5, 1]], ["a", "b"], ["a", "b"]), 4).axes
-    assert [text.get_text() for text in axis.texts] == ["1.00", "0.50", "0.50", "1.00"]
+    answers = {"correct": [75, 25], "no answer": [1, 0], "arithmetic": [24, 25], "other": [0, 50]}
+    (axis,) = plots.error_bars(pd.DataFrame(answers, ["a", "b"])).axes
+    legend = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert legend == ["correct", "arithmetic", "other"], "what is rare is counted as other"
+    assert [round(bar.get_width(), 6) for bar in axis.patches] == [75, 25, 24, 25, 1, 50]
+    assert axis.get_xlabel() == "% of answers (n = 100 a method)"
+    table = pd.DataFrame([[1, 0.5, 0.2], [0.5, 1, 0.3], [0.2, 0.3, 1]], list("abc"), list("abc"))
+    axis, bar = plots.correlation_heatmap(table, 4).axes
+    assert [text.get_text() for text in axis.texts] == ["0.50", "0.20", "0.30"], "each pair once"
+    assert np.mean(bar.get_ylim()) == pytest.approx(1 / 3)
+    blank = plots.correlation_heatmap(table * np.nan, 4)
+    assert blank.get_suptitle() == "Too few right answers to correlate"
     steps = pd.DataFrame({"condition": "a", "steps": ["steps: 1", "steps: 2"], "n_answers": [4, 8], "mean": 0.5,
                           "low": 0.4, "high": 0.6})  # fmt: skip
     assert [axis.get_title() for axis in plots.steps_plot(steps).axes] == ["steps: 1\nn = 4", "steps: 2\nn = 8"]
+
+
+def test_many_layers_are_bands_and_few_are_cells():
+    plans = [layer_swap(32, 5, 2, 1, 1, name="swap"), soup(32)]
+    figure = plots.layer_map(plans)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["5 L", "0.5", "23 M", "0.5", "2 L", "0.5", "32 × 0.5", "0.5"]
+    expected = "Swap: from the bottom 5 language, 1 averaged, 23 math, 1 averaged, 2 language layers"
+    assert figure.get_suptitle().replace("\n", " ") == expected and figure.get_figwidth() <= 8
+    assert len(plots.layer_map([soup(8)]).axes[0].texts) == 9
+
+
+def test_where_tensors_came_from():
+    table = pd.DataFrame({"tensor": ["embed.weight", "0.q.weight", "1.q.weight"], "layer": ["non-layer", "0", "1"],
+                          "source": ["math+language", "language", "math"], "weight": [0.5, 1, 0]})  # fmt: skip
+    figure = plots.provenance_map(table)
+    texts = [text.get_text() for text in figure.axes[0].texts if text.get_visible()]
+    assert texts == ["0.5", "1", "0"], "blank where there is no such tensor"
+    assert "1 averaged" in figure.get_suptitle().replace("\n", " ")
+
+
+def test_what_was_held_out():
+    table = pd.DataFrame({"condition": ["math expert", "language expert"], "language": ["solutions", "Swahili text"],
+                          "difference": [-0.2, -0.1], "low": [-0.3, -0.3], "high": [-0.1, 0.1]})  # fmt: skip
+    figure = plots.held_out_plot(table, 60, 1)
+    assert figure.get_suptitle().replace("\n", " ") == "Not clearly better known than by the base: Swahili text"
+    assert "seed 1" in figure.get_supxlabel() and "n = 60 rows" in figure.get_supxlabel()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["solutions", "Swahili text"]

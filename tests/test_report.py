@@ -14,10 +14,17 @@ from layerswap.run.profiles import Project
 
 LANGUAGES = ["sw", "bn"]
 METHODS = [
-    "base", "math expert", "language expert", "revert after training", "soup",
-    "task arithmetic at 1", "TIES", "layer swap", "transition removed", "only bottom", "widths chosen",
-    "searched weights",
-]  # fmt: skip
+    "base",
+    "math expert",
+    "language expert",
+    "revert after training",
+    "soup",
+    "task arithmetic at 1",
+    "TIES",
+    "layer swap",
+    "transition removed",
+    "only bottom",
+]  # fmt: skip (of the lab, validation problems choose the math expert itself)
 ZONE_WIDTHS = [f"{end}, width {t}" for end in ("bottom", "top", "both") for t in (1, 2)]
 DRAWS = [f"random layers, draw {seed}" for seed in (1, 2, 3)]
 CONTROLS = ["middle layers", *DRAWS, "roles reversed"]
@@ -25,10 +32,9 @@ MEASURES = ["exact match", "whole solution", "answer loss, nats a token"]
 # Result file of the lab -> (conditions, whether it is pooled too, measures).
 TABLES = {
     "mgsm": (METHODS, False, None),
-    "mgsm_maximum": (METHODS, False, None),
     "mgsm_paired": ([name for name in METHODS if name != "math expert"], True, None),
     "mgsm_soup": ([name for name in METHODS if name != "soup"], True, None),
-    "mgsm_chosen": (["layer swap", "transition removed", "only bottom", "searched weights"], True, None),
+    "mgsm_chosen": (["layer swap", "transition removed", "only bottom"], True, None),
     "answer_nll": ([name for name in METHODS if name != "math expert"], True, None),
     "solution_nll": ([name for name in METHODS if name != "math expert"], True, None),
     "transition_removed": (["transition removed"], True, MEASURES),
@@ -43,7 +49,7 @@ TABLES = {
     "both_controls": ([*CONTROLS, "mean of the random draws"], True, None),
     "width_map": ([f"{b} bottom, {u} top" for b in range(3) for u in range(3)], False, None),
     "width_paired": ([f"{b} bottom, {u} top" for b in range(3) for u in range(3) if (b, u) != (2, 1)], True, None),
-    "single_layers": ([*map(str, range(12)), "non-layer"], False, ["exact match", "answer loss"]),
+    "single_layers": ([*map(str, range(12)), "non-layer"], False, [MEASURES[0], MEASURES[2]]),
 }  # fmt: skip
 
 

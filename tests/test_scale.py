@@ -80,7 +80,7 @@ def test_all_notebooks_on_a_model_built_like_llama_31_8b(tmp_path):
         for name in names
         for seed in (1, 2)
     }
-    assert set(pd.read_csv(figures / "mgsm_maximum.csv").pairs) == {4}
+    assert set(pd.read_csv(figures / "mgsm.csv").pairs) == {4}
     assert pd.read_csv(figures / "mgsm.csv").n.eq(4 * 2).all()
     change = pd.read_csv(figures / "parameter_change.csv")
     assert set(change.seed) == {1, 2} and change.layer.max() == 31

@@ -340,7 +340,7 @@ def test_best_pair_is_the_maximum():
     data = results(np.random.default_rng(9), {"a": 0.5}, ["sw"], (2, 3, 50))
     row = statistics.best_pair(data, ["condition", "language"]).iloc[0]
     assert row.pairs == 6 and row.maximum == data.groupby(["math_seed", "language_seed"]).correct.mean().max()
-    assert row.low < row.maximum < row.high
+    assert row.maximum_low < row.maximum < row.maximum_high
 
 
 def test_complete_results():

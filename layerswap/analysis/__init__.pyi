@@ -13,7 +13,6 @@ from .error_analysis import (
     operators_of as operators_of,
 )
 from .plots import (
-    LANGUAGE_NAMES as LANGUAGE_NAMES,
     METHOD_COLOURS as METHOD_COLOURS,
     accuracy_plot as accuracy_plot,
     caption as caption,
@@ -22,20 +21,18 @@ from .plots import (
     dose_panels as dose_panels,
     error_bars as error_bars,
     forest_plot as forest_plot,
-    interval_plot as interval_plot,
+    held_out_plot as held_out_plot,
     layer_map as layer_map,
     layer_panels as layer_panels,
     map_panels as map_panels,
     measure_panels as measure_panels,
-    paired_panels as paired_panels,
+    provenance_map as provenance_map,
     save_figure as save_figure,
     search_plot as search_plot,
     set_style as set_style,
     steps_plot as steps_plot,
-    sweep_panels as sweep_panels,
     thirds_plot as thirds_plot,
     weight_change_heatmaps as weight_change_heatmaps,
-    weight_heatmap as weight_heatmap,
 )
 from .report import report_text as report_text
 from .selection import (
@@ -45,6 +42,7 @@ from .selection import (
     search_weights as search_weights,
 )
 from .statistics import (
+    MEASURES as MEASURES,
     SEEDS as SEEDS,
     MeanEstimate as MeanEstimate,
     accuracy as accuracy,
@@ -61,3 +59,4 @@ from .statistics import (
     paired as paired,
     summarize as summarize,
 )
+from .titles import CLEAR as CLEAR

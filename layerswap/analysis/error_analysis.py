@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from layerswap.analysis.statistics import SEEDS, mean_interval
 from layerswap.tasks.base import OPERATIONS, Problem, Task
 
+FEWEST = 10  # problems that a group needs, and right answers that a correlation needs, to say anything
 # What an answer is, in the order of ``classify``.
 ERROR_CLASSES = "correct,cut off,no answer,wrong language,arithmetic,unknown word,wrong operation,other".split(",")
 OPERATOR_SPELLINGS = {"×": "*", "x": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-"}
@@ -177,27 +179,56 @@ def accuracy_by_steps(frame: pd.DataFrame) -> pd.DataFrame:
     """Exact match of each method on problems of each number of steps, over languages and pairs of experts.
 
     A problem counts once, with the mean of its languages. The interval is Student's over problems
-    (``statistics.mean_interval``), within [0, 1]. Where all problems have the same mean there is no variance to go by:
-    then it is Wilson's of so many problems.
+    (``statistics.mean_interval``), at least as wide as Wilson's of so many problems.
 
     Args:
         frame: from ``classify_answers``.
 
     Returns:
         Columns condition, steps, n (problems times pairs), mean, low, high, and n_answers (of one method), by
-        increasing number of steps.
+        increasing number of steps (``group_steps``), and last of all problems.
     """
+    frame = pd.concat([frame.assign(steps=frame.steps.map(group_steps(frame))).dropna(subset="steps"),
+                       frame.assign(steps="all")])  # fmt: skip
     n_methods, n_pairs = frame.condition.nunique(), len(frame[SEEDS].drop_duplicates())
     by_problem = frame.groupby(["condition", "steps", *SEEDS, "id"], sort=False).correct.mean().reset_index()
     table = mean_interval(by_problem.assign(language="pooled"), "correct", ["condition", "steps"])
-    table[["low", "high"]] = table[["low", "high"]].clip(0, 1)
     n_problems = table.n / n_pairs
-    wilson = pd.concat(proportion_confint(table["mean"] * n_problems, n_problems, method="wilson"), axis=1)
-    is_flat = table.low == table.high
-    table.loc[is_flat, ["low", "high"]] = wilson[is_flat].to_numpy()
+    low, high = proportion_confint(table["mean"] * n_problems, n_problems, method="wilson")
+    table["low"], table["high"] = np.fmax(np.fmin(table.low, low), 0), np.fmin(np.fmax(table.high, high), 1)
     table["n_answers"] = table.steps.map(frame.groupby("steps").size() // n_methods)
     n_steps = table.steps.str.extract(r"(\d+)", expand=False).astype(float)
     return table.loc[n_steps.sort_values(kind="stable").index]
+
+
+def group_steps(frame: pd.DataFrame) -> dict[str, str]:
+    """The groups that problems are compared in: neighbouring numbers of steps until there are FEWEST problems.
+
+    Args:
+        frame: from ``classify_answers``.
+
+    Returns:
+        Value of ``steps`` -> "steps: 5 to 7", and ", new word" or ", known". Problems of unknown steps have a group if
+        there are enough, or no others.
+    """
+    sizes = frame.groupby("steps").id.nunique()
+    numbered = sizes.index.to_series().str.extract(r"^steps: (?P<n>\d+)(?P<ending>.*)").dropna().astype({"n": int})
+    unknown = sizes.index.difference(numbered.index)
+    names = {label: label for label in unknown if sizes[label] >= FEWEST or numbered.empty}
+    for ending, rows in numbered.sort_values("n").groupby("ending"):
+        groups: list[list[str]] = [[]]
+        for label in rows.index:
+            if sizes[groups[-1]].sum() >= FEWEST:
+                groups.append([])
+            groups[-1].append(label)
+        if len(groups) > 1 and sizes[groups[-1]].sum() < FEWEST:
+            too_small = groups.pop()
+            groups[-1] += too_small
+        for group in groups:
+            first, last = rows.n[group[0]], rows.n[group[-1]]
+            span = f"{first}" if first == last else f"{first} to {last}"
+            names |= dict.fromkeys(group, f"steps: {span}{ending}")
+    return names
 
 
 def agreement(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
@@ -208,9 +239,12 @@ def agreement(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
         methods: conditions, in the order of rows and columns.
 
     Returns:
-        [methods, methods]: 1 where two methods solve the same problems, nan where one is always or never correct.
+        [methods, methods]: 1 where two methods solve the same problems, nan where one is always or never correct, or
+        right in fewer than FEWEST answers.
     """
     wide = frame.assign(correct=frame.correct.astype(float)).pivot(
         index=["language", *SEEDS, "id"], columns="condition", values="correct"
     )
-    return wide[list(methods)].corr()
+    wide = wide[list(methods)]
+    wide.loc[:, wide.sum() < FEWEST] = np.nan
+    return wide.corr()

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 
 from layerswap.analysis.comparisons import AGREES, ANSWER_LOSS, DISAGREES, EXACT_MATCH, OPEN, Claim, Comparison
-from layerswap.analysis.statistics import BINARY, MEASURES
+from layerswap.analysis.statistics import MEASURES, NATS
+from layerswap.analysis.titles import pair_count
 from layerswap.files import FIGURES
 
-OTHER_RESULTS = ("mgsm", "mgsm_maximum", "selection", "parameter_change", "change_by_third", "held_out_loss")
+OTHER_RESULTS = ("mgsm", "selection", "parameter_change", "change_by_third", "held_out_loss")
 UNITS = {EXACT_MATCH: ("points", 100, 1), ANSWER_LOSS: ("nats a token", 1, 3)}  # measure -> unit, factor, digits
 HEAD = """# Findings
 
@@ -59,11 +60,12 @@ def is_complete(folder: Path, sections: Sections) -> bool:
 
 def profile_section(folder: Path, sections: Sections) -> Iterator[str]:
     """The lines about one profile."""
-    languages = read_results(folder, "mgsm").language.unique()
-    n_pairs = read_results(folder, "mgsm_maximum").pairs.max()
+    levels = read_results(folder, "mgsm")
+    languages, pairs = levels.language.unique(), pair_count(levels.pairs.max())
     seeds = sorted(read_results(folder, "parameter_change").seed.unique())
     yield f"## Profile {folder.name}\n"
-    yield f"Languages {', '.join(languages)}; {n_pairs} pair(s) of experts; seed(s) {', '.join(map(str, seeds))}.\n"
+    word = "seeds" if len(seeds) > 1 else "seed"
+    yield f"Languages {', '.join(languages)}; {pairs} of experts; {word} {', '.join(map(str, seeds))}.\n"
     for title, comparisons in sections.items():
         yield f"### {title}\n"
         yield "| claim | difference (95 % interval) | n | verdict | by language | the papers |"
@@ -128,7 +130,7 @@ def ranking_section(folder: Path) -> Iterator[str]:
         yield "| --- | --- |" + " --- |" * len(languages)
         for (condition, measure), rows in table.groupby(["condition", "measure"], sort=False):
             by_language = {row.language: row for row in rows.itertuples()}
-            factor, digits = (100, 1) if MEASURES[measure] in BINARY else (1, 3)
+            factor, digits = (1, 3) if MEASURES[measure] in NATS else (100, 1)
             cells = [format_marked(by_language[language], factor, digits) for language in languages]
             yield f"| {condition} | {measure} | {' | '.join(cells)} |"
     yield ""
@@ -225,16 +227,16 @@ def format_other_widths(folder: Path) -> str:
 def format_weight_change(folder: Path) -> str:
     """The change in thirds against their share of the weights, and whether it agrees with the papers' account."""
     table = read_results(folder, "change_by_third")
-    table["relative"] = table.share / table.of_weights
-    means = table.groupby(["expert", "third"], sort=False).relative.mean().unstack(sort=False).fillna(0)  # no change
+    means = table.groupby(["expert", "third"], sort=False).ratio.mean().unstack(sort=False)
     text = "; ".join(
         f"{name} {', '.join(f'{third} {ratio:.2f}' for third, ratio in thirds.items())}"
         for name, thirds in means.iterrows()
     )
     languages = means.drop(index="math")
+    seeds = "one seed" if table.seed.nunique() == 1 else f"{table.seed.nunique()} seeds"
     agrees = means.loc["math"].idxmax() == "middle" and (languages.idxmin(axis=1) == "middle").all()
     return (
         f"{text} (share of the absolute change, by the third's share of the weights). The papers say that math"
         f" changes the middle most and language the ends (B): {AGREES if agrees else DISAGREES}"
-        f" ({table.seed.nunique()} seed(s); 01_experts tests it where there are several)"
+        f" ({seeds}; 01_experts tests it where there are several)"
     )

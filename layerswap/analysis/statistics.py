@@ -35,6 +35,7 @@ MEASURES = {
     "log probability of the right one": "log_probability",
 }  # fmt: skip
 BINARY = ("correct", "ranked", "calibrated")
+NATS = ("loss", "log_probability")  # all other measures count what is right
 
 
 class MeanEstimate(NamedTuple):
@@ -402,7 +403,7 @@ def best_pair(
         n_resamples: of the bootstrap.
 
     Returns:
-        Columns of ``by``, pairs, maximum, low, high.
+        Columns of ``by``, pairs, maximum, maximum_low, maximum_high.
     """
     rng, rows = np.random.default_rng(0), []
     for key, group in frame.groupby(list(by), sort=False):
@@ -411,4 +412,4 @@ def best_pair(
         repeats = rng.multinomial(n, [1 / n] * n, n_resamples)  # [resamples, problems]
         best = (correct @ repeats.T / n).max(axis=0)  # [resamples]
         rows.append([*key, n_pairs, correct.mean(axis=1).max(), *np.percentile(best, [2.5, 97.5])])
-    return pd.DataFrame(rows, columns=[*by, "pairs", "maximum", "low", "high"])
+    return pd.DataFrame(rows, columns=[*by, "pairs", "maximum", "maximum_low", "maximum_high"])

@@ -101,6 +101,7 @@ def convert_gguf(path: Path, folder: Path, provenance: dict[str, str]) -> None:
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.save_pretrained(folder)
+    tokenizer.init_kwargs["local_files_only"] = False  # is saved, and says whether HF_HUB_OFFLINE was set
     tokenizer.save_pretrained(folder)
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
 

@@ -9,6 +9,7 @@ from .index import (
     first_pair as first_pair,
     load_index as load_index,
     pair_counts as pair_counts,
+    profile_with_experts as profile_with_experts,
     read_index as read_index,
     resolve_experts as resolve_experts,
     save_index as save_index,

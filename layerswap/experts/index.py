@@ -102,6 +102,13 @@ def read_index(name: str) -> ExpertIndex:
     return ExpertIndex(source=content["source"], seeds=content["seeds"], note=content["note"], base=base, **groups)
 
 
+def profile_with_experts(profile: str) -> str:
+    """The profile if its experts are there, else the one whose experts were made last; itself if there are none."""
+    indexes = sorted(BUILD.glob("*/experts.json"), key=lambda path: path.stat().st_mtime)
+    names = [path.parent.name for path in indexes]
+    return profile if profile in names or not names else names[-1]
+
+
 def expert_for_role(index: ExpertIndex, role: str, language: str, math_seed: int = 0, language_seed: int = 0) -> Path:
     """The folder of the model that plays a role for a language.
 

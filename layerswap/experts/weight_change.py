@@ -98,14 +98,16 @@ def thirds(frame: pd.DataFrame) -> pd.DataFrame:
         frame: of one expert, from ``weight_change``.
 
     Returns:
-        Columns ``third`` (bottom, middle, top), ``share`` of the change, and ``of_weights``: the third's share of the
-        weights, which is what no preference would give.
+        Columns ``third`` (bottom, middle, top), ``share`` of the change, ``of_weights``: the third's share of the
+        weights, which is what no preference would give, and ``ratio`` of the two.
     """
     layers = frame[frame.layer >= 0]
     third = layers.layer * len(THIRDS) // (layers.layer.max() + 1)
     sums = layers.assign(share=layers.mean_absolute * layers.n, of_weights=layers.n).groupby(third)
     shares = sums[["share", "of_weights"]].sum().reindex(range(len(THIRDS)), fill_value=0.0)
-    return (shares / shares.sum()).assign(third=THIRDS)[["third", "share", "of_weights"]]
+    shares = (shares / shares.sum()).assign(third=THIRDS)
+    shares["ratio"] = (shares.share / shares.of_weights).fillna(0.0)  # a third without layers, or nothing changed
+    return shares[["third", "share", "of_weights", "ratio"]]
 
 
 def compare_thirds(shares: pd.DataFrame, expert: str, reference: str = "math") -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """``python -m layerswap.run``: what ``make`` calls.
 
 ``run --profile lab [01_experts ...]`` runs the notebooks that changed, ``cost`` says what a profile would cost,
-``findings`` writes its findings, ``report`` its pages, and ``refresh`` executes the sources in place with their own
-defaults.
+``findings`` writes its findings, ``report`` its pages, ``start`` the page that JupyterLab opens with, and ``refresh``
+executes the sources in place with their own defaults.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     coster = commands.add_parser("cost", help="what a profile would cost; nothing is run or fetched")
     finder = commands.add_parser("findings", help="write FINDINGS.md, or FINDINGS-<profile>.md of one's own profile")
     reporter = commands.add_parser("report", help="write build/<profile>/report, pages to be read in a browser")
+    commands.add_parser("start", help="write build/start.md, the page that `make lab` opens")
     refresher = commands.add_parser("refresh", help="execute the sources in place with their defaults")
     for command in (runner, coster, finder, reporter):
         command.add_argument("--profile", default="lab", help="name of a file in params/ (default: lab)")
@@ -63,6 +64,10 @@ def dispatch(options: argparse.Namespace) -> int:
             from layerswap.run.pages import write_report
 
             print(f"report: {write_report(project, options.profile).relative_to(project.root)}")
+        elif options.command == "start":
+            from layerswap.run.start import write_start_page
+
+            write_start_page(project)
         else:
             from layerswap.run.cost import cost_report
 

@@ -4,8 +4,8 @@ The notebooks run it, ``run.cost`` counts it, FINDINGS.md prints its claims, fig
 condition's name is for people; what it is made of are its plan and its roles.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from layerswap.analysis.comparisons import (
     AGREES,
@@ -68,7 +68,7 @@ class Experiment:
 
     notebook: that runs it. sample: the parameter that says how many problems of each language. languages: "all" that
     the profile names, "first", or "all and English". one_pair: with the first pair of experts only. n_searched: how
-    many more conditions a search will try.
+    many more conditions a search will try. equals: condition -> names of the same model, which is scored once.
     """
 
     notebook: str
@@ -79,6 +79,7 @@ class Experiment:
     languages: str = "all"
     one_pair: bool = False
     n_searched: int = 0
+    equals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -90,6 +91,11 @@ class Experiment:
         """Condition -> colour group."""
         return {condition.name: condition.group for condition in self.conditions}
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Condition -> its name and those of its equals, where it has any."""
+        return {name: " = ".join([name, *others]) for name, others in self.equals.items()}
+
     def contrasts(self, figure: str) -> dict[str, dict[str, float]]:
         """The contrasts of a figure."""
         (comparison,) = [comparison for comparison in self.comparisons if comparison.figure == figure]
@@ -99,6 +105,21 @@ class Experiment:
 def condition(plan: MergePlan, group: str = "other swap", roles: tuple[Role, Role] = ("math", "language")) -> Condition:
     """A condition that is called like its plan."""
     return Condition(plan.name, plan, roles, group)
+
+
+def unique_conditions(conditions: Iterable[Condition]) -> tuple[tuple[Condition, ...], dict[str, tuple[str, ...]]]:
+    """The conditions without those that are the same model as an earlier one, and what these are called, by that one.
+
+    Two are the same model if they have the same roles, and the same weights or task vectors but for their name.
+    """
+    first: dict[tuple[Role, Role, MergePlan], Condition] = {}
+    equals: dict[str, tuple[str, ...]] = {}
+    for candidate in conditions:
+        key = (*candidate.roles, replace(candidate.plan, name="any"))
+        kept = first.setdefault(key, candidate)
+        if kept is not candidate:
+            equals[kept.name] = (*equals.get(kept.name, ()), candidate.name)
+    return tuple(first.values()), equals
 
 
 # --- 1: the experts, and 2: the swap ----------------------------------------------------------------------------------
@@ -172,7 +193,8 @@ def transition_zone(
         f"removed - kept, non-layer {source}": {f"removed, non-layer {source}": 1.0, f"kept, non-layer {source}": -1.0}
         for source in non_layer
     }
-    weight_rows = [*(zone.name for zone in swept_weights), kept]
+    of_weights = [(weight, kept), *zip(zone_weights, (zone.name for zone in swept_weights), strict=True)]
+    weight_rows = [name for _, name in sorted(of_weights)]
     main = Comparison("transition_removed", against(kept, [removed]), (
         Claim(removed, "transition removed, against kept", fact=HIGHER_DISAGREES),
         Claim(removed, "transition removed, against kept: loss of the answer", ANSWER_LOSS, LOWER_DISAGREES),
@@ -302,7 +324,7 @@ def methods(
     joint = condition(uniform(n_layers, 0.0, "joint SFT"), "other training", ("joint", "joint"))
     frozen = condition(replace(swap, name="freeze in training"), "other training", ("frozen math", "frozen language"))
     reverted = layer_swap(n_layers, bottom, top, non_layer_weight=0.0, name="revert after training")
-    conditions = (
+    conditions, equals = unique_conditions([
         *experts_alone(n_layers),
         *([joint] if "joint" in baselines else []),
         *([frozen] if "frozen" in baselines else []),
@@ -314,10 +336,12 @@ def methods(
         condition(removed, "transition removed"),
         condition(only_bottom(n_layers, bottom, non_layer_weight)),
         *map(condition, chosen_plans),
-    )
+    ])  # fmt: skip
     names = [method.name for method in conditions]
-    swaps = [swap.name, removed.name, "only bottom", *(plan.name for plan in chosen_plans)]
-    reference = (chosen_plans or [swap])[0].name
+    swaps = [name for name in (swap.name, removed.name, "only bottom", *(plan.name for plan in chosen_plans))
+             if name in names]  # fmt: skip
+    widths_chosen = (chosen_plans or [swap])[0].name
+    reference = next((name for name, others in equals.items() if widths_chosen in others), widths_chosen)
 
     def claims(
         rows: Iterable[str], reference: str, measure: str = EXACT_MATCH, fact: Fact | None = None
@@ -339,7 +363,7 @@ def methods(
             "the widths chosen")),
         Comparison("solution_nll", math),
     )  # fmt: skip
-    return Experiment("05_mgsm", "n_problems", conditions, comparisons)
+    return Experiment("05_mgsm", "n_problems", conditions, comparisons, equals=equals)
 
 
 METHODS_CLAIMED = (

@@ -17,7 +17,8 @@ import yaml
 from statsmodels.stats.proportion import proportion_confint
 from transformers import PreTrainedTokenizerBase
 
-from layerswap.analysis.plots import LANGUAGE_NAMES, METHOD_COLOURS
+from layerswap.analysis.plots import METHOD_COLOURS
+from layerswap.analysis.titles import language_name
 from layerswap.checkpoints.loading import load_tokenizer
 from layerswap.errors import UserError
 from layerswap.evaluation.engine import Generation, stream
@@ -55,7 +56,7 @@ class Explorer:
             self.sliders[name] = widgets.FloatSlider(0.5, min=0, max=1, step=0.05, description=LABELS[name])
         seeds = list(scores.index.seeds)
         self.language = widgets.Dropdown(
-            options=[(LANGUAGE_NAMES.get(code, code), code) for code in scores.languages], description="language"
+            options=[(language_name(code), code) for code in scores.languages], description="language"
         )
         self.math_seed, self.language_seed = (
             widgets.Dropdown(

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from layerswap.analysis.plots import LANGUAGE_NAMES
 from layerswap.analysis.statistics import paired
+from layerswap.analysis.titles import language_name
 from layerswap.experts.index import ExpertIndex
 from layerswap.experts.training_data import Row, split_final_number
 from layerswap.run.scores import held_out_losses
@@ -25,15 +25,15 @@ def held_out_differences(
         dtype: of the models, or "auto".
 
     Returns:
-        The columns of ``analysis.paired``. ``language`` says what the text is: "English solutions", "final numbers"
-        (each alone, after its worked solution), "Swahili text".
+        The columns of ``analysis.paired``. ``language`` says what the text is: "English solutions", "number after its
+        solution" (the final number alone, given the worked solution), "Swahili text".
     """
     losses: dict[str, list[pd.DataFrame]] = {}  # condition -> those of each text
     for expert, rows in held_out.items():
-        condition, texts = "language expert", {f"{LANGUAGE_NAMES.get(expert, expert)} text": rows}
+        condition, texts = "language expert", {f"{language_name(expert)} text": rows}
         if expert == "math":
             condition = "math expert"
-            texts = {"English solutions": rows, "final numbers": [split_final_number(row) for row in rows]}
+            texts = {"English solutions": rows, "number after its solution": [split_final_number(row) for row in rows]}
         losses.setdefault(condition, []).extend(
             held_out_losses(index, {expert: rows_of_text}, device, dtype).assign(language=text)
             for text, rows_of_text in texts.items()

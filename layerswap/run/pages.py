@@ -6,9 +6,10 @@ first page, each claim linked to its figure, and a last page sets the profiles w
 
 import re
 import shutil
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 import jinja2
@@ -19,6 +20,7 @@ from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
 from layerswap.analysis.comparisons import EXACT_MATCH
 from layerswap.analysis.report import direction, format_estimate, read_results
+from layerswap.analysis.statistics import MEASURES, NATS
 from layerswap.errors import UserError
 from layerswap.files import DRAFT, atomic_folder
 from layerswap.run.findings import findings_text
@@ -119,9 +121,29 @@ def notebook_page(project: Project, profile: str, name: str) -> Page:
 
 
 def index_body(project: Project, profile: str, sections: Sequence[Page]) -> str:
-    """The first page: which notebooks there are, and what was found."""
+    """The first page: what was found, with its figures, and which notebooks there are."""
     links = [f"- [{page.label}]({page.file})" for page in sections]
-    return markdown_body("\n".join([findings_text(project, [profile]), "## The notebooks", "", *links]))
+    body = markdown_body("\n".join([findings_text(project, [profile]), "## The notebooks", "", *links]))
+    return add_pictures(project, body)
+
+
+def add_pictures(project: Project, body: str) -> str:
+    """Below each section of findings the figures that it links to, each once, as links to their place."""
+    texts = {figure: text for name in project.notebook_names()
+             for figure, text in metadata(project, name)["figures"].items()}  # fmt: skip
+
+    def picture(owner: str, figure: str) -> str:
+        content = (project.root / "figures" / owner / f"{figure}.png").read_bytes()
+        alternative = escape(texts.get(figure, figure.replace("_", " ")))
+        image = f'<img alt="{alternative}" src="data:image/png;base64,{b64encode(content).decode()}">'
+        return f'<a href="figures/{owner}/{figure}.png">{image}</a>'
+
+    sections = re.split(r"(?=<h[23] )", body)
+    return "".join(
+        f'{section}<div class="pictures">{"".join(picture(*names) for names in linked)}</div>' if linked else section
+        for section in sections
+        for linked in [dict.fromkeys(FIGURE_LINK.findall(section))]
+    )
 
 
 def compare_body(figures: Path) -> str:
@@ -140,13 +162,13 @@ def compare_body(figures: Path) -> str:
 
 
 def pooled_cells(table: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """(what is compared, its pooled difference) of a result file: percentage points of exact match, else nats."""
+    """(what is compared, its pooled difference) of a result file: percentage points, or nats of a loss."""
     if "measure" not in table:
         table = table.assign(measure=EXACT_MATCH)
     for (condition, measure), rows in table.groupby(["condition", "measure"], sort=False):
         row = list(rows.itertuples())[-1]  # pooled, or the only language
-        in_nats = "loss" in measure or "log probability" in measure
-        estimate = format_estimate(row, *((1, 3) if in_nats else (100, 1)))
+        factor, digits = (1, 3) if MEASURES[measure] in NATS else (100, 1)
+        estimate = format_estimate(row, factor, digits)
         verdict = " clear" if direction(row) else ""
         yield condition if measure == EXACT_MATCH else f"{condition}: {measure}", f"{estimate}{verdict}"
 
