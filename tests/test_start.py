@@ -22,5 +22,5 @@ def test_every_link_of_the_start_page_leads_somewhere(tmp_path):
     for link in re.findall(r"\]\(([^)]*)\)", text):
         target = tmp_path / link.removeprefix("/files/") if link.startswith("/files/") else page.parent / link
         assert target.is_file(), link
-    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["The notebooks", "Profile lab", "Profile mine"]
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["The notebooks", "Profile mine", "Profile lab"]
     assert "[Report](/files/build/mine/report/index.html)" in text and "[second](../figures/lab/second.png)" in text

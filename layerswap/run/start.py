@@ -28,8 +28,11 @@ def write_start_page(project: Project) -> Path:
     lines = [GUIDE, "## The notebooks", ""]
     lines += [f"- [{name}](../notebooks/{name}.ipynb): {notebook_title(project, name)}" for name in names]
     folders = {path.name for parent in ("build", "figures") for path in project.root.glob(f"{parent}/*")}
-    for profile in sorted(folders - {DRAFT, DEFAULTS}) + [DEFAULTS, DRAFT]:
-        executed = [name for name in names if project.build(profile, f"{name}.ipynb").is_file()]
+    executed_of = {profile: [name for name in names if project.build(profile, f"{name}.ipynb").is_file()]
+                   for profile in folders}  # fmt: skip
+    # Those that were run here come first, and of them one's own.
+    for profile in sorted(folders, key=lambda name: (not executed_of[name], name in (DEFAULTS, DRAFT), name)):
+        executed = executed_of[profile]
         figures = [figure for name in names for figure in metadata(project, name)["figures"]
                    if (project.root / "figures" / profile / f"{figure}.png").is_file()]  # fmt: skip
         if not executed and not figures:
