@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "layerswap"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STUBS = sorted(PACKAGE.rglob("*.pyi"))
-LARGEST = {"": 9150, "merging": 900, "evaluation": 1050}  # lines of code; a fifth of them are imports and signatures
+LARGEST = {"": 9200, "merging": 900, "evaluation": 1050}  # lines of code; a fifth of them are imports and signatures
 # Names that say nothing about what they hold. `widths` may not be a parameter of a notebook: there are four of them.
 BANNED = set(
     "told found each made some said heard fresh live asked given room side sides alike worth fitting recipe leaves "

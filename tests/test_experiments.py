@@ -6,7 +6,7 @@ import pytest
 
 from layerswap.analysis.plots import METHOD_COLOURS
 from layerswap.errors import UserError
-from layerswap.merging.plans import only_bottom, scaled_widths, uniform
+from layerswap.merging.plans import WIDTH_NAMES, only_bottom, scaled_widths, uniform
 from layerswap.run import experiments
 from layerswap.run.experiments import profile_experiments
 from layerswap.run.profiles import Project, load_profile, metadata
@@ -135,3 +135,17 @@ def test_another_weight_makes_another_method():
     assert set(methods.contrasts("mgsm_chosen")) == {"layer swap", "transition removed", "only bottom"}
     without_zone = methods_with(transition_bottom=0, transition_top=0)
     assert without_zone.equals == {"layer swap": ("transition removed",)}
+
+
+def test_an_expert_of_weight_0_makes_no_other_method():
+    methods = experiments.methods(8, dict.fromkeys(WIDTH_NAMES, 0), 0.5, 0.0, 0.2)
+    swaps = ("revert after training", "layer swap", "transition removed", "only bottom")
+    assert methods.equals == {"math expert": swaps} and methods.contrasts("mgsm_chosen") == {}
+
+
+def test_a_zone_of_weight_0_or_the_default_is_no_new_result():
+    _, sweep = experiments.transition_zone(8, scaled_widths(8), [1], [0.5, 0.0, 1.0, 1.0], 0.5, 0.5)
+    assert list(sweep.contrasts("transition_weight")) == ["transition kept", "weight 1"]
+    without_zone = scaled_widths(8) | {"transition_bottom": 0, "transition_top": 0}
+    _, sweep = experiments.transition_zone(8, without_zone, [1], [0.25], 0.5, 0.5)
+    assert sweep.contrasts("transition_weight") == {}

@@ -97,3 +97,16 @@ def test_a_report_replaces_the_last_one_and_needs_an_executed_notebook(project):
     assert write_report(project, PROFILE).read_bytes() == before and not (first.parent / "old.html").exists()
     with pytest.raises(UserError, match="^build/lab holds no executed notebook: run `make all PROFILE=lab` first$"):
         write_report(project, "lab")
+
+
+def test_a_method_that_is_the_same_model_as_another_is_compared_as_such(project):
+    for profile in ("one", "two"):
+        (project.root / "figures" / profile).mkdir()
+        row = "only bottom,pooled,0.1,0.0,0.2,0.5"
+        (project.root / f"figures/{profile}/mgsm_paired.csv").write_text(
+            f"condition,language,difference,low,high,p_holm\n{row}\n"
+        )
+        same_as = ",only bottom" if profile == "two" else ","
+        (project.root / f"figures/{profile}/selection.csv").write_text(f"condition,same_as\nwidths chosen{same_as}\n")
+    text = (write_report(project, PROFILE).parent / "compare.html").read_text(encoding="utf-8")
+    assert re.search(r"<td>widths chosen</td>\s*<td></td>\s*<td>= only bottom</td>", text)

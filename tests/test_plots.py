@@ -9,8 +9,9 @@ from conftest import write_checkpoint
 from matplotlib.colors import to_hex
 
 from layerswap.analysis import plots
+from layerswap.analysis.statistics import compare
 from layerswap.experts import index as index_module
-from layerswap.merging.plans import layer_swap, soup
+from layerswap.merging.plans import Plan, layer_swap, soup
 
 LANGUAGES = ["sw", "te", "pooled"]
 
@@ -106,7 +107,7 @@ def test_the_last_panels_numbers_stand_beside_it_where_it_is_pooled():
     (_, pooled) = plots.forest_plot(table, "difference", "x", "percentage points").axes
     assert [text.get_text() for text in pooled.texts] == ["+10.0 (+5.0, +15.0)", "+30.0 (+25.0, +35.0)"]
     (only,) = plots.forest_plot(table[:1], "difference", "x", "nats a token").axes
-    assert [text.get_text() for text in only.texts] == ["+0.00 (-0.05, +0.05)"]
+    assert [text.get_text() for text in only.texts] == ["+0.000 (-0.050, +0.050)"]
 
 
 def test_families_stand_apart_and_colours_go_by_group():
@@ -128,7 +129,7 @@ def ticks(axis):
     ("table", "column", "expected", "text"),
     [
         (differences(["a", "b"], ["sw"]), "correct", ["0", "10"], "x, percentage points (better →; filled: clear)"),
-        (differences(["a", "b"], ["sw"]), "loss", ["0.0", "0.1"], "x, nats a token (← better; filled: clear)"),
+        (differences(["a", "b"], ["sw"]), "loss", ["0.00", "0.10"], "x, nats a token (← better; filled: clear)"),
     ],
 )
 def test_percent_and_nats(table, column, expected, text):
@@ -142,7 +143,7 @@ def test_captions_say_of_how_many_problems_and_pairs():
     ending = "\n(n = 20 problems a language, {} of experts, 95 % interval)"
     for figure, expected in (
         (plots.accuracy_plot(table, 20, 1), "exact match, %" + ending.format("one pair")),
-        (plots.accuracy_plot(table, 20, 9), "exact match, %; hollow: of the best pair" + ending.format("9 pairs")),
+        (plots.accuracy_plot(table, 20, 9), "exact match, %; diamond: of the best pair" + ending.format("9 pairs")),
         (plots.layer_panels(table.assign(condition="0", measure="exact match"), 20, 9),
          "layer replaced (N: the non-layer parameters), minus the math expert; filled: clear"
          + ending.format("9 pairs")),
@@ -168,7 +169,7 @@ def test_panels_of_several_measures():
         assert [x for x, _, _ in drawn_points(axis)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
         assert [y for _, y, _ in drawn_points(axis)] == pytest.approx([-4 / 15, 0, 4 / 15, 11 / 15, 1, 19 / 15])
         assert {is_filled for *_, is_filled in drawn_points(axis)} == {is_clear}
-    assert figure.get_suptitle() == "Exact match: clearly above zero: a, b"
+    assert figure.get_suptitle() == "Exact match: clearly above zero: a; b"
 
 
 def test_panels_of_conditions_keep_what_one_measure_alone_has():
@@ -186,6 +187,11 @@ def test_panels_of_conditions_keep_what_one_measure_alone_has():
     assert dotted == [[], [0.25]]
 
 
+def test_nothing_to_compare_is_no_failure():
+    figure = plots.difference_plot(compare(pd.DataFrame(), {}), "x", 20, 1, reference="the soup")
+    assert figure.get_suptitle() == "Nothing to compare"
+
+
 def test_doses():
     tables = [differences(["a", "b"], ["sw", "te"], line=["a", "a", "b", "b"], amount=amount, dose=dose, p_holm=1.0,
                           n=18 + 9 * (dose == "words") * int(amount))
@@ -195,7 +201,9 @@ def test_doses():
     assert points(figure.axes[0]) == [(-0.06, 0.0), (0.94, 0.0), (0.06, 0.2), (1.06, 0.2)]
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0\n(n = 2)", "1\n(n = 3)"]
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["0", "1"]
-    text = "exact match, difference in percentage points\n(n problems, 9 pairs of experts, 95 % interval)"
+    text = (
+        "exact match, difference in percentage points\n(filled: clear; n problems, 9 pairs of experts, 95 % interval)"
+    )
     assert figure.get_supylabel() == text
 
 
@@ -205,7 +213,7 @@ def test_layers_one_by_one():
     axes = plots.layer_panels(table, 20, 1).axes
     assert [points(axis) for axis in axes] == [[(0, 0.0), (1, 0.2), (2, 0.4)], [(0, 0.1), (1, 0.3), (2, 0.5)]] * 2
     assert [label.get_text() for label in axes[2].get_xticklabels()] == ["0", "7", "N"]
-    assert axes[0].get_ylabel() == "exact match,\npercentage points (better ↑)"
+    assert axes[0].get_ylabel() == "exact match\npercentage points\n(better ↑)"
 
 
 def test_the_map_of_widths():
@@ -213,10 +221,10 @@ def test_the_map_of_widths():
         (language, b, u, 30, b / 10, u / 10, u == 2) for language in ("sw", "te") for b in (0, 1) for u in (0, 1, 2)
     ]
     table = pd.DataFrame(rows, columns=["language", "bottom", "top", "n", "accuracy", "loss", "is_clear"])
-    figure = plots.map_panels(table, 3)
+    figure = plots.map_panels(table, "2 bottom, 1 top", 3)
     cells = [[text.get_text() for text in axis.texts] for axis in figure.axes[:4]]
-    assert cells == [["0", "0", "0*", "10", "10", "10*"]] * 2 + [["0.00", "0.10", "0.20"] * 2] * 2
-    assert "n = 10 problems a language" in figure.get_supxlabel()
+    assert cells == [["0.0", "0.0", "0.0*", "10.0", "10.0", "10.0*"]] * 2 + [["0.00", "0.10", "0.20"] * 2] * 2
+    assert "n = 10 problems a language" in figure.get_supxlabel() and "2 bottom, 1 top" in figure.get_supxlabel()
     bars = [axis.get_ylabel() for axis in figure.axes[4:]]
     assert bars == ["exact match, %", "answer loss, nats a token"] and figure.axes[5].yaxis_inverted()
 
@@ -262,6 +270,8 @@ def test_errors_and_correlations():
     axis, bar = plots.correlation_heatmap(table, 4).axes
     assert [text.get_text() for text in axis.texts] == ["0.50", "0.20", "0.30"], "each pair once"
     assert np.mean(bar.get_ylim()) == pytest.approx(1 / 3)
+    rare = pd.DataFrame({"correct": [99.0], "arithmetic": [1.0]}, ["a"])
+    assert plots.error_bars(rare).get_suptitle() == "A: 99 % correct, most frequent error: other (1 %)"
     blank = plots.correlation_heatmap(table * np.nan, 4)
     assert blank.get_suptitle() == "Too few right answers to correlate"
     steps = pd.DataFrame({"condition": "a", "steps": ["steps: 1", "steps: 2"], "n_answers": [4, 8], "mean": 0.5,
@@ -274,9 +284,17 @@ def test_many_layers_are_bands_and_few_are_cells():
     figure = plots.layer_map(plans)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["5 L", "0.5", "23 M", "0.5", "2 L", "0.5", "32 × 0.5", "0.5"]
-    expected = "Swap: from the bottom 5 language, 1 averaged, 23 math, 1 averaged, 2 language layers"
+    expected = (
+        "Swap: from the bottom 5 language, 1 averaged, 23 math, 1 averaged, 2 language layers; non-layer weight 0.5"
+    )
     assert figure.get_suptitle().replace("\n", " ") == expected and figure.get_figwidth() <= 8
     assert len(plots.layer_map([soup(8)]).axes[0].texts) == 9
+    unequal = plots.layer_map([Plan("searched", tuple((0, 0.5, 1)[i % 3] for i in range(40)), 1.0)])
+    assert (
+        unequal.get_suptitle().replace("\n", " ")
+        == "Searched: 13 averaged, 13 language, 14 math layers; non-layer weight 1"
+    )
+    assert not any(text.get_visible() for text in unequal.axes[0].texts[:40]), "no room in bands of one layer of 40"
 
 
 def test_where_tensors_came_from():
@@ -293,5 +311,7 @@ def test_what_was_held_out():
                           "difference": [-0.2, -0.1], "low": [-0.3, -0.3], "high": [-0.1, 0.1]})  # fmt: skip
     figure = plots.held_out_plot(table, 60, 1)
     assert figure.get_suptitle().replace("\n", " ") == "Not clearly better known than by the base: Swahili text"
+    nothing = plots.held_out_plot(table[:0], 60, 1)
+    assert nothing.get_suptitle() == "Nothing was measured, for want of text"
     assert "seed 1" in figure.get_supxlabel() and "n = 60 rows" in figure.get_supxlabel()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["solutions", "Swahili text"]

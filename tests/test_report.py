@@ -106,7 +106,8 @@ def test_a_changed_result_changes_the_findings(tmp_path):
         r" \| does not agree: merged models beat the experts",
         changed[0],
     )  # fmt: skip
-    path.unlink()
+    path = tmp_path / "figures" / "lab" / "mgsm.csv"
+    pd.read_csv(path).drop(columns="pairs").to_csv(path, index=False)  # as an older version wrote it
     write_findings(Project(tmp_path))
     text = (tmp_path / "FINDINGS.md").read_text()
     assert "## Profile lab" not in text and "Profile lab is left out" in text

@@ -5,10 +5,10 @@ Measures of right and wrong are in percent, their differences in percentage poin
 clear difference, a hollow one is not (p < 0.05 after Holm's correction).
 """
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from layerswap.analysis import titles
-from layerswap.analysis.error_analysis import ERROR_CLASSES
+from layerswap.analysis.error_analysis import ERROR_CLASSES, FEWEST
 from layerswap.analysis.statistics import MEASURES, NATS
 from layerswap.analysis.titles import CLEAR, language_name, pair_count
 from layerswap.experts.index import load_index
@@ -45,7 +45,6 @@ ERROR_COLOURS = dict(zip(ERROR_CLASSES, ("#595959", "#0b3c5d", "#7b5aa6", "#c3b1
 # Groups that stand together, with a gap before the next.
 FAMILIES = {"base": "experts", "math expert": "experts", "language expert": "experts", "other training": "training",
             "other merge": "merges"}  # fmt: skip
-LANGUAGE_COLOURS = [COLOURS[i] for i in (0, 1, 2, 4, 5, 3, 6)]
 POOLED = "0.2"
 FONTS = (
     ("justmytype_intl_south_asia", "fonts/ofl/notosansbengali/NotoSansBengali[wdth,wght].ttf"),
@@ -55,6 +54,7 @@ FONTS = (
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # a legend to the right of its axis
 MOST_CELLS = 16  # layers that have a cell each; more are drawn as bands of equal weight
 PRIMARY = "ranked first, calibrated"  # the measure that a title speaks of, where it was measured
+MOST_CHARACTERS = 110  # of labels across a map of bands
 RARE = 0.02  # share of answers that an error class needs in some method, to be drawn by itself
 
 
@@ -102,6 +102,11 @@ def caption(text: str, n: int | str, n_pairs: int) -> str:
     return f"{text}\n(n = {n} problems a language, {pair_count(n_pairs)} of experts, 95 % interval)"
 
 
+def language_colours(n: int) -> list[str]:
+    """So many colours that differ."""
+    return list(sns.color_palette("colorblind" if n <= len(COLOURS) else "husl", n).as_hex())
+
+
 def unit_of(column: str, value: str = "difference") -> str:
     """The unit that a measure, by its column of results, or its difference is drawn in."""
     if column in NATS:
@@ -117,7 +122,8 @@ def distances(table: pd.DataFrame, value: str) -> np.ndarray:
 def add_title(figure: Figure, title: str) -> None:
     """Write a finding above a figure, in lines that are not wider than it."""
     title = title[:1].upper() + title[1:]
-    figure.suptitle(textwrap.fill(title, int(12 * figure.get_figwidth())), x=0.01, ha="left", fontsize=10)
+    lines = textwrap.fill(title, int(12 * figure.get_figwidth()), break_on_hyphens=False)
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=10)
 
 
 def scale_axis(axis: Axes, unit: str, along: str = "x", bins: int = 5) -> None:
@@ -130,10 +136,12 @@ def scale_axis(axis: Axes, unit: str, along: str = "x", bins: int = 5) -> None:
         bins: intervals between ticks, at most.
     """
     scale = getattr(axis, f"{along}axis")
-    scale.set_major_locator(MaxNLocator(nbins=bins, steps=[1, 2, 5, 10]))
-    if unit in ("%", "percentage points"):
+    is_percent = unit in ("%", "percentage points")
+    scale.set_major_locator(MaxNLocator(nbins=bins, steps=[1, 2, 5, 10] if is_percent else [1, 2, 2.5, 5, 10]))
+    if is_percent:
         low, high = scale.get_view_interval()
-        scale.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.03 else 1, symbol=""))
+        step = max(100 * (high - low) / bins, 1e-9)
+        scale.set_major_formatter(PercentFormatter(1, decimals=max(0, -math.floor(math.log10(step))), symbol=""))
 
 
 def draw_interval(axis: Axes, row: pd.DataFrame, value: str, position: float, colour: str, label: str = "") -> None:
@@ -168,6 +176,11 @@ def forest_plot(
     Returns:
         The figure.
     """
+    if table.empty:
+        figure, axis = plt.subplots(figsize=(4, 0.6))
+        axis.set_axis_off()
+        figure.supxlabel(text, fontsize=8)
+        return figure
     conditions, panels = list(dict.fromkeys(table.condition)), list(table.groupby(column, sort=False))
     family = [FAMILIES.get((groups or {}).get(name, name), "swaps") for name in conditions]
     gaps = np.cumsum([0, *(0.45 * (a != b) for a, b in zip(family, family[1:], strict=False))])
@@ -185,7 +198,7 @@ def forest_plot(
         if value == "difference":
             axis.axvline(0, color="0.4", lw=0.8)
         axis.set_title(language_name(str(name)))
-        scale_axis(axis, unit, bins=4 if unit.startswith("nats") else 6)
+        scale_axis(axis, unit, bins=5 if unit.startswith("nats") else 6)
         axis.tick_params(axis="x", labelsize=7)
         axis.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(positions, rows)
@@ -198,7 +211,7 @@ def forest_plot(
 
 def write_numbers(axis: Axes, rows: pd.DataFrame, value: str, positions: np.ndarray, unit: str) -> None:
     """Write each row's value with its interval to the right of an axis."""
-    number = "{:.2f}" if unit.startswith("nats") else "{:.1f}"
+    number = "{:.3f}" if unit.startswith("nats") else "{:.1f}"
     if value == "difference":
         number = number.replace(":", ":+")
     factor = 1 if unit.startswith("nats") else 100
@@ -228,7 +241,7 @@ def accuracy_plot(
         groups: as in ``forest_plot``.
         labels: as in ``forest_plot``.
     """
-    text = "exact match, %" + ("; hollow: of the best pair" if n_pairs > 1 and "maximum" in table else "")
+    text = "exact match, %" + ("; diamond: of the best pair" if n_pairs > 1 and "maximum" in table else "")
     rows = table if n_pairs > 1 else table.drop(columns="maximum", errors="ignore")
     figure = forest_plot(rows, "accuracy", caption(text, n, n_pairs), "%", groups=groups, labels=labels)
     add_title(figure, titles.level_title(table))
@@ -254,7 +267,7 @@ def difference_plot(
     unit, higher_is_better = unit_of(column), column != "loss"
     text = f"{text}, {unit} ({'better →' if higher_is_better else '← better'}; filled: clear)"
     figure = forest_plot(table, "difference", caption(text, n, n_pairs), unit, groups=groups, labels=labels)
-    add_title(figure, titles.difference_title(table, reference, higher_is_better))
+    add_title(figure, titles.difference_title(table, reference, higher_is_better, labels))
     return figure
 
 
@@ -268,8 +281,8 @@ def held_out_plot(table: pd.DataFrame, n: int, seed: int) -> Figure:
     """
     rows = table.assign(condition=table.language, panel="minus the base's")
     groups = dict(zip(table.language, table.condition, strict=True))
-    text = f"loss of the expert of seed {seed} on held-out text, nats a token (← better)\n(n = {n} rows, 95 % interval)"
-    figure = forest_plot(rows, "difference", text, "nats a token", "panel", groups)
+    text = f"loss of the expert of seed {seed} on held-out text, nats a token (← better; filled: clear)"
+    figure = forest_plot(rows, "difference", f"{text}\n(n = {n} rows, 95 % interval)", "nats a token", "panel", groups)
     add_title(figure, titles.held_out_title(table))
     return figure
 
@@ -312,14 +325,17 @@ def layer_panels(table: pd.DataFrame, n: int, n_pairs: int) -> Figure:
             axis.errorbar(position, row.difference, yerr=distances(row, "difference"), fmt="o", ms=4, color=colour,
                           mfc=colour if is_clear else "white")  # fmt: skip
         axis.axhline(0, color="0.4", lw=0.8)
-        axis.set_xticks(range(len(layers)), [layer if layer.isdigit() else "N" for layer in layers])
+        every = math.ceil(len(layers) / MOST_CELLS)  # a label for each so many
+        names = [layer if layer.isdigit() else "N" for layer in layers]
+        axis.set_xticks(range(len(layers)), ["" if i % every and name != "N" else name for i, name in enumerate(names)])
+        axis.tick_params(axis="x", labelsize=7)
         axis.set_title("" if i else language_name(languages[j]))
         axis.grid(axis="x", visible=False)
     for axis, measure in zip(axes[:, 0], panel_rows, strict=True):
         unit = unit_of(MEASURES[measure])
         scale_axis(axis, unit, "y")
         better = "↓" if MEASURES[measure] == "loss" else "↑"
-        axis.set_ylabel(f"{measure.partition(',')[0]},\n{unit} (better {better})")
+        axis.set_ylabel(f"{measure.partition(',')[0]}\n{unit}\n(better {better})", fontsize=8)
     text = "layer replaced (N: the non-layer parameters), minus the math expert; filled: clear"
     figure.supxlabel(caption(text, n, n_pairs), fontsize=8)
     add_title(figure, titles.layer_title(table))
@@ -342,7 +358,7 @@ def measure_panels(
     """
     every = pd.concat([table.assign(measure=measure) for measure, table in tables.items()])
     conditions, languages = (list(dict.fromkeys(every[column])) for column in ("condition", "language"))
-    colours = dict(zip(languages, cycle(LANGUAGE_COLOURS))) | {"pooled": POOLED}  # noqa: B905 (colours go round)
+    colours = dict(zip(languages, language_colours(len(languages)), strict=True)) | {"pooled": POOLED}
     step = 0.8 / len(languages)
     size = (1.9 * len(tables) + 3.2, (0.12 * len(languages) + 0.1) * len(conditions) + 1.5)
     figure, axes = plt.subplots(1, len(tables), figsize=size, sharey=True, squeeze=False)
@@ -404,17 +420,22 @@ def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -
         for k, (line, colour) in enumerate(colours.items()):
             rows = panel[panel.line == line].set_index("amount").reindex(amounts)
             positions = np.arange(len(amounts)) + 0.12 * (k - (len(colours) - 1) / 2)
-            axis.errorbar(positions, rows.difference, yerr=distances(rows, "difference"), fmt="o-", ms=4, lw=1,
-                          color=colour, label=line)  # fmt: skip
+            for position, amount in zip(positions, amounts, strict=True):
+                row = rows.loc[[amount]]
+                is_clear = row.p_holm.item() < CLEAR
+                axis.errorbar([position], row.difference, yerr=distances(row, "difference"), fmt="o", ms=4, lw=1.2,
+                              color=colour, mfc=colour if is_clear else "white")  # fmt: skip
         axis.axhline(0, color="0.4", lw=0.8)
         n = panel.groupby("amount", sort=False).n.max() // n_pairs
         is_same = n.nunique() == 1
         axis.set_xticks(range(len(amounts)), amounts if is_same else [f"{key}\n(n = {n[key]})" for key in amounts])
         axis.set_title("" if i else language_name(languages[j]))
         axis.set_xlabel(f"{doses[i]}\n(n = {n.iloc[0]})" if is_same else doses[i])
-        scale_axis(axis, "percentage points", "y")
-    axes[0, -1].legend(**BESIDE)
-    sample = f"(n problems, {pair_count(n_pairs)} of experts, 95 % interval)"
+        axis.grid(axis="x", visible=False)
+        scale_axis(axis, "percentage points", "y", bins=6)
+    handles = [plt.Line2D([], [], marker="o", ms=4, color=colour) for colour in colours.values()]
+    axes[0, -1].legend(handles, list(colours), **BESIDE)
+    sample = f"(filled: clear; n problems, {pair_count(n_pairs)} of experts, 95 % interval)"
     figure.supylabel(f"exact match, difference in percentage points\n{sample}", fontsize=8)
     add_title(figure, titles.dose_title(table))
     return figure
@@ -471,8 +492,9 @@ def weight_rows(axis: Axes, weights: np.ndarray, rows: Sequence[str]) -> None:
         bars = axis.barh(y, [width for _, width in cells], left=lefts, height=0.86, edgecolor="white", lw=1.2,
                          color=[colours(weight) if weight == weight else "none" for weight, _ in cells])  # fmt: skip
         labels = axis.bar_label(bars, [*texts, f"{row[-1]:.2g}"], label_type="center", fontsize=6.5)
-        for label, (weight, _) in zip(labels, cells, strict=True):
-            label.set(color="0.1" if 0.2 < weight < 0.8 else "white", visible=weight == weight)
+        for label, (weight, width) in zip(labels, cells, strict=True):
+            has_room = len(label.get_text()) <= MOST_CHARACTERS * width / (n_layers + 2 * gap)
+            label.set(color="0.1" if 0.2 < weight < 0.8 else "white", visible=weight == weight and has_room)
     ticks = np.arange(0, n_layers, 1 if has_cells else 5)
     axis.set_xticks([*(ticks + 0.5), n_layers + 1.5 * gap], [*map(str, ticks), "non-layer"])
     axis.set_yticks(range(len(rows)), rows)
@@ -518,40 +540,41 @@ def search_plot(plans: Sequence[Plan], trials: pd.DataFrame, criterion: str, n: 
         axis.set(xlabel="plans tried", ylabel=f"{criterion}, {unit}\n(validation, n = {n})")
         scale_axis(axis, unit, "y")
         axis.legend(**BESIDE, fontsize=7)
-    add_title(figure, titles.selection_title(plans, trials))
+    add_title(figure, titles.selection_title(plans, trials, criterion))
     return figure
 
 
-def map_panels(table: pd.DataFrame, n_pairs: int) -> Figure:
+def map_panels(table: pd.DataFrame, default: str, n_pairs: int) -> Figure:
     """Exact match (above) and answer loss (below) for numbers of bottom and top layers, a column for each language.
 
     Args:
         table: columns language, bottom, top, n, accuracy, loss, and is_clear: whether the cell's exact match differs
             clearly from that of the default widths, which a star says. Darker is better in both.
+        default: the default widths, in words.
         n_pairs: pairs of experts.
     """
     panels = list(table.groupby("language", sort=False))
-    size = (max(1.7 * len(panels) + 1.6, 4.2), 4.6)
+    size = (max(1.7 * len(panels) + 1.6, 3.6), 4.6)
     figure, axes = plt.subplots(2, len(panels), figsize=size, squeeze=False, sharey=True, sharex=True)
     for (measure, label, factor, digits, colours), row in zip(
-        (("accuracy", "exact match, %", 100, 0, "mako_r"), ("loss", "answer loss, nats a token", 1, 2, "mako")),
+        (("accuracy", "exact match, %", 100, 1, "mako_r"), ("loss", "answer loss, nats a token", 1, 2, "mako")),
         axes, strict=True,
     ):  # fmt: skip
-        limits = factor * table[measure].min(), factor * table[measure].max()
+        limits = factor * table[measure].min(), factor * table[measure].max() or 1  # 1 %, where nothing is right
         for axis, (language, rows) in zip(row, panels, strict=True):
             cells = factor * rows.pivot(index="bottom", columns="top", values=measure)
             stars = rows.pivot(index="bottom", columns="top", values="is_clear") & (measure == "accuracy")
             texts = cells.map(f"{{:.{digits}f}}".format) + np.where(stars, "*", "")
             sns.heatmap(cells, ax=axis, annot=texts, fmt="", annot_kws={"size": 7}, cbar=False, square=True,
                         vmin=limits[0], vmax=limits[1], cmap=colours)  # fmt: skip
-            axis.set(xlabel="", ylabel="", title=language_name(language) if measure == "accuracy" else "")
+            axis.set(xlabel="", ylabel="bottom layers\nreplaced" if axis is row[0] else "",
+                     title=language_name(language) if measure == "accuracy" else "")  # fmt: skip
             axis.tick_params(axis="y", rotation=0)
         bar = figure.colorbar(row[-1].collections[0], ax=row.tolist(), shrink=0.8, pad=0.02)
         bar.set_label(label, fontsize=8)
         if measure == "loss":
             bar.ax.invert_yaxis()  # better is up, as above
-    figure.supylabel("bottom layers replaced", fontsize=8)
-    text = "top layers replaced (*: exact match clearly unlike the default widths')"
+    text = f"top layers replaced\n*: exact match clearly unlike that of {default}"
     figure.supxlabel(caption(text, table.n.max() // n_pairs, n_pairs), fontsize=8)
     add_title(figure, titles.map_title(table))
     return figure
@@ -575,7 +598,7 @@ def weight_change_heatmaps(table: pd.DataFrame) -> Figure:
     for j, (expert, rows) in enumerate(panels):
         cells = rows.pivot(index="matrix", columns="layer", values="relative").reindex(rows.matrix.unique())
         ratios = cells / np.nanmean(cells.to_numpy())
-        sns.heatmap(100 * cells, ax=axes[0, j], vmin=0, vmax=100 * table.relative.max(), cmap="mako_r", cbar=False)
+        sns.heatmap(100 * cells, ax=axes[0, j], vmin=0, vmax=100 * table.relative.max() or 1, cmap="mako_r", cbar=False)
         sns.heatmap(ratios, ax=axes[1, j], vmin=0, vmax=2, cmap="vlag", cbar=False)
         axes[0, j].set(title=f"{language_name(expert)} expert", ylabel="", xlabel="")
         axes[1, j].set(ylabel="", xlabel="layer")
@@ -598,9 +621,8 @@ def thirds_plot(table: pd.DataFrame) -> Figure:
     table: of ``experts.thirds``, with columns ``expert`` (the math expert first), ``seed`` and ``ratio``.
     """
     experts, thirds = list(dict.fromkeys(table.expert)), list(dict.fromkeys(table.third))
-    colours = [METHOD_COLOURS["math expert"], *LANGUAGE_COLOURS[1:]]
     figure, axis = plt.subplots(figsize=(4.8, 2.8))
-    for i, (expert, colour) in enumerate(zip(experts, cycle(colours))):  # noqa: B905 (colours go round)
+    for i, (expert, colour) in enumerate(zip(experts, language_colours(len(experts)), strict=True)):
         rows = table[table.expert == expert]
         positions = rows.third.map(thirds.index) + 0.7 * ((i + 0.5) / len(experts) - 0.5)
         axis.plot(positions, rows.ratio, "o", ms=3.5, color=colour, label=f"{language_name(expert)} expert")
@@ -645,7 +667,7 @@ def error_bars(table: pd.DataFrame) -> Figure:
     axis.invert_yaxis()
     axis.grid(visible=False)
     axis.legend(**BESIDE)
-    add_title(figure, titles.error_title(table))
+    add_title(figure, titles.error_title(percent))
     return figure
 
 
@@ -656,15 +678,19 @@ def correlation_heatmap(table: pd.DataFrame, n: int) -> Figure:
     """
     is_upper = np.triu(np.ones(table.shape, bool))
     lower = table.mask(is_upper)
-    figure, axis = plt.subplots(figsize=(0.42 * len(table) + 2.2, 0.3 * len(table) + 1.8))
     values = lower.to_numpy()[~np.isnan(lower.to_numpy())]
+    size = (0.42 * len(table) + 2.2, 0.3 * len(table) + 1.8)
+    figure, axis = plt.subplots(figsize=size if len(values) else (4.6, 0.7))
+    axis.set_axis_off()
     if len(values):
+        axis.set_axis_on()
         reach = max(np.abs(values - values.mean()).max(), 0.05)
         sns.heatmap(lower.iloc[1:, :-1], ax=axis, vmin=values.mean() - reach, vmax=values.mean() + reach, cmap="vlag",
                     annot=True, fmt=".2f", annot_kws={"size": 6}, linewidths=0.5,
                     cbar_kws={"label": "phi (white: mean of all pairs)"})  # fmt: skip
     axis.set(xlabel="", ylabel="")
     axis.grid(visible=False)
-    figure.supxlabel(f"correlation of right answers (n = {n} answers a method; blank: fewer than 10 right)", fontsize=8)
+    text = f"correlation of right answers (n = {n} answers a method; blank: fewer than {FEWEST} right, or all)"
+    figure.supxlabel(text, fontsize=8)
     add_title(figure, titles.agreement_title(table))
     return figure

@@ -11,7 +11,9 @@ from layerswap.analysis.statistics import MEASURES, NATS
 from layerswap.analysis.titles import pair_count
 from layerswap.files import FIGURES
 
-OTHER_RESULTS = ("mgsm", "selection", "parameter_change", "change_by_third", "held_out_loss")
+# Results that no comparison reads, with a column that they must have (files of older versions may lack it).
+OTHER_RESULTS = {"mgsm": "pairs", "selection": "same_as", "parameter_change": "seed", "change_by_third": "ratio",
+                 "held_out_loss": "difference"}  # fmt: skip
 UNITS = {EXACT_MATCH: ("points", 100, 1), ANSWER_LOSS: ("nats a token", 1, 3)}  # measure -> unit, factor, digits
 HEAD = """# Findings
 
@@ -47,15 +49,19 @@ def report_text(
     for name in rankings:
         lines += ranking_section(figures / name)
     lines += [
-        f"Profile {name} is left out: its results are not complete.\n" for name in profiles if name not in complete
+        f"Profile {name} is left out: its results are not complete, or of an older version: make all PROFILE={name}.\n"
+        for name in profiles
+        if name not in complete
     ]
     return "\n".join(lines) + "\n"
 
 
 def is_complete(folder: Path, sections: Sections) -> bool:
-    """Whether a profile has every result file that the report reads."""
+    """Whether a profile has every result file that the report reads, as this version writes it."""
     figures = {comparison.figure for comparisons in sections.values() for comparison in comparisons}
-    return all((folder / f"{name}.csv").is_file() for name in {*figures, *OTHER_RESULTS})
+    return all((folder / f"{name}.csv").is_file() for name in {*figures, *OTHER_RESULTS}) and all(
+        column in read_results(folder, name) for name, column in OTHER_RESULTS.items()
+    )
 
 
 def profile_section(folder: Path, sections: Sections) -> Iterator[str]:
@@ -201,7 +207,9 @@ def format_selection(folder: Path) -> str:
     table = read_results(folder, "selection")
     plans, trials = table.dropna(subset="language_weights").iloc[1:], table.dropna(subset="objective")
     texts = [
-        f"{row.condition} {row.language_weights}, non-layer {row.non_layer_weight:g}" for row in plans.itertuples()
+        f"{row.condition} {row.language_weights}, non-layer {row.non_layer_weight:g}"
+        + (f" (the same model as {row.same_as})" if isinstance(row.same_as, str) else "")
+        for row in plans.itertuples()
     ]
     if len(trials):
         first = trials.loc[trials.objective.idxmax()]  # of equals the first
@@ -212,6 +220,8 @@ def format_selection(folder: Path) -> str:
 def format_other_widths(folder: Path) -> str:
     """How many widths of the map differ clearly from the default ones, and how far."""
     table = read_results(folder, "width_paired")
+    if table.empty:
+        return "none but the default ones were scored"
     table = table[table.language == table.language.iloc[-1]]  # pooled, or the only one
     directions = [direction(row) for row in table.itertuples()]
     lowest, highest = (table.loc[index] for index in (table.difference.idxmin(), table.difference.idxmax()))

@@ -35,6 +35,7 @@ MEASURES = {
     "log probability of the right one": "log_probability",
 }  # fmt: skip
 BINARY = ("correct", "ranked", "calibrated")
+CONTRAST_COLUMNS = ["n", "difference", "low", "high", "b", "c", "p", "minimum_detectable_effect"]
 NATS = ("loss", "log_probability")  # all other measures count what is right
 
 
@@ -167,10 +168,12 @@ def compare(
         pooled: whether there is a row over all languages.
 
     Returns:
-        Rows of ``contrast``, with columns ``reference`` (the condition that the row's own is compared with; "" for
-        any other contrast) and ``p_holm``.
+        Rows of ``contrast`` (none without contrasts), with columns ``reference`` (the condition that the row's own is
+        compared with; "" for any other contrast) and ``p_holm``.
     """
     tables = [contrast(frame, name, weights, column, pooled) for name, weights in contrasts.items()]
+    if not tables:
+        return pd.DataFrame(columns=["condition", "reference", "language", *CONTRAST_COLUMNS, "p_holm"])
     table = pd.concat(tables, ignore_index=True)
     table.insert(1, "reference", [reference_of(name, contrasts[name]) for name in table.condition])
     return correct_holm(table)

@@ -3,7 +3,7 @@
 *Clear* is p < 0.05 after Holm's correction over the figure, as in FINDINGS.md.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 import pandas as pd
@@ -14,14 +14,15 @@ from layerswap.tasks.extraction import LANGUAGES
 LANGUAGE_NAMES = {code: language["name"] for code, language in LANGUAGES.items()}
 CLEAR = 0.05
 MOST_NAMES = 4  # in one list
+MOST_BANDS = 7  # of layers, in words
 OF_INTEREST = ("base", "language expert", "math expert", "math expert, text-blind", "soup", "layer swap")
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Names as a list, of many only the first: "a, b, c, d and 3 more"."""
+    """Names, which may hold commas, as a list, of many only the first: "a; b; c; d; and 3 more"."""
     every = list(dict.fromkeys(names))
-    more = f" and {len(every) - MOST_NAMES} more" if len(every) > MOST_NAMES else ""
-    return ", ".join(every[:MOST_NAMES]) + more
+    more = [f"and {len(every) - MOST_NAMES} more"] if len(every) > MOST_NAMES else []
+    return "; ".join([*every[:MOST_NAMES], *more])
 
 
 def language_name(code: str) -> str:
@@ -34,16 +35,21 @@ def pair_count(n: int) -> str:
     return "one pair" if n == 1 else f"{n} pairs"
 
 
-def difference_title(table: pd.DataFrame, reference: str = "", higher_is_better: bool = True) -> str:
+def difference_title(
+    table: pd.DataFrame, reference: str = "", higher_is_better: bool = True, labels: Mapping[str, str] | None = None
+) -> str:
     """Which conditions differ clearly, over the languages pooled (or in the only one).
 
     Args:
         table: of ``statistics.compare``.
         reference: what all differences are taken from, in words; empty: each row has its own.
         higher_is_better: whether a difference above zero is an improvement.
+        labels: condition -> what its row is called, if not by its name.
     """
+    if table.empty:
+        return "Nothing to compare"
     rows = table[table.language == table.language.iloc[-1]]
-    clear = rows[rows.p_holm < CLEAR]
+    clear = rows[rows.p_holm < CLEAR].replace({"condition": dict(labels or {})})
     above, below = clear.condition[clear.difference > 0], clear.condition[clear.difference < 0]
     lists, ending = {"above": above, "below": below}, " zero"
     if reference:
@@ -52,7 +58,7 @@ def difference_title(table: pd.DataFrame, reference: str = "", higher_is_better:
     texts = [f"{word}{ending}: {join_names(names)}" for word, names in lists.items() if len(names)]
     if not texts:
         return f"Nothing is clearly {' or '.join(lists)}{ending}"
-    return f"Clearly {'; '.join(texts)}"
+    return f"Clearly {'. Clearly '.join(texts)}"
 
 
 def level_title(table: pd.DataFrame) -> str:
@@ -62,13 +68,13 @@ def level_title(table: pd.DataFrame) -> str:
 
     table: of ``statistics.accuracy``.
     """
-    table = table[table.language != "en"]
+    table = table[table.language != "en"] if (table.language != "en").any() else table
     means = 100 * table.groupby("condition", sort=False).accuracy.mean()
     texts = [f"{name} {means[name]:.0f} %" for name in OF_INTEREST if name in means]
     highest = means.idxmax()
-    if highest not in OF_INTEREST:
+    if not any(means.get(name, -1) >= means[highest] for name in OF_INTEREST):
         texts.append(f"highest {highest} {means[highest]:.0f} %")
-    text = ", ".join(texts)
+    text = "; ".join(texts)
     over = f"; mean of {table.language.nunique()} target languages" if table.language.nunique() > 1 else ""
     return f"{text[:1].upper()}{text[1:]}{over}"
 
@@ -91,10 +97,16 @@ def bands(layers: Iterable[float]) -> list[tuple[float, int]]:
 
 
 def plan_text(plan: Plan) -> str:
-    """A plan in words: "from the bottom 2 language, 1 averaged, 7 math, 1 averaged, 1 language layers"."""
-    sources = {0.0: "math", 1.0: "language"}
-    texts = [f"{count} {sources.get(weight, 'averaged')}" for weight, count in bands(plan.layers)]
-    return f"from the bottom {', '.join(texts)} layers"
+    """A plan in words: "from the bottom 2 language, 1 averaged, 8 math, 1 language layers; non-layer weight 0.5".
+
+    Of many bands only how many layers there are of each source.
+    """
+    sources = [{0.0: "math", 1.0: "language"}.get(weight, "averaged") for weight in plan.layers]
+    numbers = [f"{len(list(equal))} {source}" for source, equal in groupby(sources)]
+    start = "from the bottom "
+    if len(numbers) > MOST_BANDS:
+        start, numbers = "", [f"{sources.count(source)} {source}" for source in sorted(set(sources))]
+    return f"{start}{', '.join(numbers)} layers; non-layer weight {plan.non_layer_weight:g}"
 
 
 def provenance_title(sources: pd.Series) -> str:
@@ -104,13 +116,15 @@ def provenance_title(sources: pd.Series) -> str:
     return f"Where the {len(sources)} tensors came from: {', '.join(texts)}"
 
 
-def selection_title(plans: Sequence[Plan], trials: pd.DataFrame) -> str:
-    """What validation problems chose. plans: the default one first. trials: of the search, if there was one."""
+def selection_title(plans: Sequence[Plan], trials: pd.DataFrame, criterion: str) -> str:
+    """What validation problems chose by a criterion. plans: the default one first. trials: of a search, or empty."""
     if len(plans) == 1:
         return "Nothing was chosen"
     text = f"Chosen on validation problems: {plan_text(plans[1])}"
     if len(trials):
-        text += f"; the search went from {trials.best.iloc[0]:.3g} to {trials.best.iloc[-1]:.3g} there"
+        factor, unit = (100, "%") if criterion == "exact match" else (-1, "nats a token")
+        first, last = (factor * value for value in (trials.best.iloc[0], trials.best.iloc[-1]))
+        text += f". The search went from {first:.3g} to {last:.3g} {unit} there"
     return text
 
 
@@ -123,6 +137,7 @@ def map_title(table: pd.DataFrame) -> str:
 
 def change_title(table: pd.DataFrame) -> str:
     """The matrix that each expert moved most. table: of ``experts.weight_change``, inside the layers."""
+    table = table.reset_index(drop=True)
     rows = table.loc[table.groupby("expert", sort=False).relative.idxmax()]
     texts = [f"{language_name(row.expert)} {row.matrix} in layer {row.layer}" for row in rows.itertuples()]
     return f"Moved most: {'; '.join(texts)}"
@@ -137,6 +152,8 @@ def thirds_title(table: pd.DataFrame) -> str:
 
 def held_out_title(table: pd.DataFrame) -> str:
     """Which texts an expert does not clearly know better than its base."""
+    if table.empty:
+        return "Nothing was measured, for want of text"
     unclear = table.language[~(table.high < 0)]
     if unclear.empty:
         return "Each expert knows the text of its subject better than its base"
@@ -144,12 +161,12 @@ def held_out_title(table: pd.DataFrame) -> str:
 
 
 def error_title(table: pd.DataFrame) -> str:
-    """The layer swap's most frequent error. table: of ``error_analysis.count_errors``."""
+    """The layer swap's most frequent error. table: [methods, error classes], in percent of a method's answers."""
     name = "layer swap" if "layer swap" in table.index else table.index[-1]
-    percent = 100 * table.loc[name] / table.loc[name].sum()
+    percent = table.loc[name]
     errors = percent.drop("correct", errors="ignore")
     text = f"{name}: {percent.get('correct', 0):.0f} % correct"
-    return f"{text}, most frequent error {errors.idxmax()} ({errors.max():.0f} %)" if len(errors) else text
+    return f"{text}, most frequent error: {errors.idxmax()} ({errors.max():.0f} %)" if errors.any() else text
 
 
 def agreement_title(table: pd.DataFrame) -> str:

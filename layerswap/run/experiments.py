@@ -110,16 +110,28 @@ def condition(plan: MergePlan, group: str = "other swap", roles: tuple[Role, Rol
 def unique_conditions(conditions: Iterable[Condition]) -> tuple[tuple[Condition, ...], dict[str, tuple[str, ...]]]:
     """The conditions without those that are the same model as an earlier one, and what these are called, by that one.
 
-    Two are the same model if they have the same roles, and the same weights or task vectors but for their name.
+    Two are the same model if they have the same roles, and the same weights or task vectors but for their name. The
+    role of an expert of weight 0 does not count.
     """
     first: dict[tuple[Role, Role, MergePlan], Condition] = {}
     equals: dict[str, tuple[str, ...]] = {}
     for candidate in conditions:
-        key = (*candidate.roles, replace(candidate.plan, name="any"))
+        key = model_key(candidate)
         kept = first.setdefault(key, candidate)
         if kept is not candidate:
             equals[kept.name] = (*equals.get(kept.name, ()), candidate.name)
     return tuple(first.values()), equals
+
+
+def model_key(candidate: Condition) -> tuple[Role, Role, MergePlan]:
+    """What a condition's model is made of."""
+    (math, language), plan = candidate.roles, replace(candidate.plan, name="any")
+    if isinstance(plan, Plan) and len(weights := {*plan.layers, plan.non_layer_weight}) == 1:
+        if weights == {0.0}:
+            return math, math, plan
+        if weights == {1.0}:
+            return language, language, uniform(len(plan.layers), 0.0, "any")
+    return math, language, plan
 
 
 # --- 1: the experts, and 2: the swap ----------------------------------------------------------------------------------
@@ -173,7 +185,8 @@ def transition_zone(
     ]
     if not swept_widths:
         raise UserError(f"none of zone_widths {zone_widths} fits between {bottom} bottom and {top} top layers")
-    swept_weights = [condition(swap(f"weight {w:g}", (below, above), w)) for w in zone_weights]
+    others = [w for w in dict.fromkeys(zone_weights) if w not in (0, weight) and (below or above)]  # 0 is the hard cut
+    swept_weights = [condition(swap(f"weight {w:g}", (below, above), w)) for w in others]
     non_layer = {"math": 0.0, "average": 0.5, "language": 1.0}
     zones = {"kept": (below, above), "removed": (0, 0)}
     swept_non_layer = [
@@ -193,7 +206,8 @@ def transition_zone(
         f"removed - kept, non-layer {source}": {f"removed, non-layer {source}": 1.0, f"kept, non-layer {source}": -1.0}
         for source in non_layer
     }
-    of_weights = [(weight, kept), *zip(zone_weights, (zone.name for zone in swept_weights), strict=True)]
+    of_weights = [(weight, kept)] if below or above else []
+    of_weights += zip(others, (zone.name for zone in swept_weights), strict=True)
     weight_rows = [name for _, name in sorted(of_weights)]
     main = Comparison("transition_removed", against(kept, [removed]), (
         Claim(removed, "transition removed, against kept", fact=HIGHER_DISAGREES),
@@ -284,7 +298,7 @@ def single_layers(n_layers: int, probed_layers: Sequence[int]) -> Experiment:
 
     probed_layers: none means all.
     """
-    probed = probed_layers or range(n_layers)
+    probed = list(dict.fromkeys(probed_layers)) or range(n_layers)
     alone = [selected_layers(n_layers, [layer], 0.0, str(layer)) for layer in probed]
     alone.append(Plan("non-layer", (0.0,) * n_layers, 1.0))
     math_expert = experts_alone(n_layers)[1]

@@ -8,7 +8,7 @@ from layerswap.run.profiles import DEFAULTS, Project, metadata, read_notebook
 GUIDE = """# layerswap
 
 **To look:** open a report below, or [08_explore](../notebooks/08_explore.ipynb) and choose *Run All Cells* in the menu
-*Run*: it takes the experts of the profile that was run last.
+*Run*: it takes the draft's experts, or if there are none those that were made last.
 
 **To change a parameter:**
 
