@@ -137,10 +137,11 @@ def scale_axis(axis: Axes, unit: str, along: str = "x", bins: int = 5) -> None:
     """
     scale = getattr(axis, f"{along}axis")
     is_percent = unit in ("%", "percentage points")
-    scale.set_major_locator(MaxNLocator(nbins=bins, steps=[1, 2, 5, 10] if is_percent else [1, 2, 2.5, 5, 10]))
+    low, high = scale.get_view_interval()
+    step = max(100 * (high - low) / bins, 1e-9)  # of percent
+    steps = [1, 2, 5, 10] if is_percent and step < 10 else [1, 2, 2.5, 5, 10]  # 2.5 % would need a digit
+    scale.set_major_locator(MaxNLocator(nbins=bins, steps=steps))
     if is_percent:
-        low, high = scale.get_view_interval()
-        step = max(100 * (high - low) / bins, 1e-9)
         scale.set_major_formatter(PercentFormatter(1, decimals=max(0, -math.floor(math.log10(step))), symbol=""))
 
 
