@@ -1,6 +1,7 @@
 """Newcomers' machines: what make does in a bare clone, in a moved or copied one, under conda, and with odd names."""
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -154,9 +155,11 @@ def test_an_old_python_is_named(checkout):
 
 def test_jupyterlab_starts_as_root_too_and_shows_the_whole_project(checkout):
     make(checkout, "lab")
-    (line,) = [line for line in calls(checkout).splitlines() if "jupyterlab" in line]
+    (line,) = [line for line in calls(checkout).splitlines() if "-m jupyterlab" in line]
     assert ("--allow-root" in line) == (os.geteuid() == 0)
-    assert "-m jupyterlab --LabApp.default_url=/lab/tree/notebooks" in line, "its root is the project"
+    assert "--LabApp.default_url=/lab/tree/build/start.md?file-browser-path=/" in line, "its root is the project"
+    settings = line.partition("--LabApp.app_settings_dir=")[2].split()[0]
+    assert json.loads((ROOT / settings / "overrides.json").read_text()), "no news, Markdown as it is read"
 
 
 def test_an_own_profile_is_nothing_that_git_sees(tmp_path):

@@ -131,7 +131,7 @@ def selection_title(plans: Sequence[Plan], trials: pd.DataFrame, criterion: str)
 def map_title(table: pd.DataFrame) -> str:
     """How many widths differ clearly from the default ones. table: columns is_clear, language."""
     n = int(table.is_clear.sum())
-    text = f"{n} of {len(table)} cells differ" if n else "No cell differs"
+    text = f"{n} of {len(table)} cells {'differs' if n == 1 else 'differ'}" if n else "No cell differs"
     return f"{text} clearly from the default widths in exact match"
 
 

@@ -156,8 +156,8 @@ def compare_body(figures: Path) -> str:
             if folder.name not in (DEFAULTS, DRAFT) and (folder / f"{name}.csv").is_file()
         }
         for profile, cells in columns.items():
-            if name == "mgsm_paired" and "same_as" in (chosen := read_results(figures / profile, "selection")):
-                cells |= {row.condition: f"= {row.same_as}" for row in chosen.dropna(subset="same_as").itertuples()}
+            if name == "mgsm_paired" and "same_as" in (selection := read_results(figures / profile, "selection")):
+                cells |= {row.condition: f"= {row.same_as}" for row in selection.dropna(subset="same_as").itertuples()}
         if columns:
             table = pd.DataFrame(columns).fillna("")
             lines += [f"## {heading}", "", *markdown_table(table), ""]
