@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 
-from layerswap.analysis.statistics import SEEDS, mean_interval
+from layerswap.analysis.statistics import SEEDS, mean_interval, widen_to_wilson
 from layerswap.tasks.base import OPERATIONS, Problem, Task
 
 FEWEST = 10  # problems that a group needs, and right answers that a correlation needs, to say anything
@@ -193,9 +192,7 @@ def accuracy_by_steps(frame: pd.DataFrame) -> pd.DataFrame:
     n_methods, n_pairs = frame.condition.nunique(), len(frame[SEEDS].drop_duplicates())
     by_problem = frame.groupby(["condition", "steps", *SEEDS, "id"], sort=False).correct.mean().reset_index()
     table = mean_interval(by_problem.assign(language="pooled"), "correct", ["condition", "steps"])
-    n_problems = table.n / n_pairs
-    low, high = proportion_confint(table["mean"] * n_problems, n_problems, method="wilson")
-    table["low"], table["high"] = np.fmax(np.fmin(table.low, low), 0), np.fmin(np.fmax(table.high, high), 1)
+    table["low"], table["high"] = widen_to_wilson(table.low, table.high, table["mean"], table.n / n_pairs)
     table["n_answers"] = table.steps.map(frame.groupby("steps").size() // n_methods)
     n_steps = table.steps.str.extract(r"(\d+)", expand=False).astype(float)
     return table.loc[n_steps.sort_values(kind="stable").index]

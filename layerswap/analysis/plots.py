@@ -9,6 +9,8 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import pairwise
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,8 +24,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from layerswap.analysis import titles
 from layerswap.analysis.error_analysis import ERROR_CLASSES, FEWEST
-from layerswap.analysis.statistics import MEASURES, NATS
-from layerswap.analysis.titles import CLEAR, language_name, pair_count
+from layerswap.analysis.statistics import MEASURES, NATS, is_higher_better
+from layerswap.analysis.titles import CLEAR, language_name, number_of
 from layerswap.experts.index import load_index
 from layerswap.files import FIGURES, atomic_file, results_name
 from layerswap.merging.plans import Plan
@@ -99,7 +101,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, name: str, profile: str) ->
 
 def caption(text: str, n: int | str, n_pairs: int) -> str:
     """What a figure of intervals shows, and of how many problems a language and pairs of experts."""
-    return f"{text}\n(n = {n} problems a language, {pair_count(n_pairs)} of experts, 95 % interval)"
+    return f"{text}\n(n = {n} problems a language, {number_of(n_pairs, 'pair')} of experts, 95 % interval)"
 
 
 def language_colours(n: int) -> list[str]:
@@ -145,11 +147,27 @@ def scale_axis(axis: Axes, unit: str, along: str = "x", bins: int = 5) -> None:
         scale.set_major_formatter(PercentFormatter(1, decimals=max(0, -math.floor(math.log10(step))), symbol=""))
 
 
-def draw_interval(axis: Axes, row: pd.DataFrame, value: str, position: float, colour: str, label: str = "") -> None:
-    """A point of a table's row with its interval, hollow if the row says that it is not clear."""
+def draw_interval(axis: Axes, row: pd.DataFrame, value: str, position: float, colour: str, along: str = "x") -> None:
+    """A point of a table's row with its interval along "x" or "y", hollow if the row says that it is not clear."""
     is_clear = "p_holm" not in row or row.p_holm.item() < CLEAR
-    axis.errorbar(row[value], [position], xerr=distances(row, value), fmt="o", ms=3.5, lw=1.3, color=colour,
-                  mfc=colour if is_clear else "white", label=label)  # fmt: skip
+    style: dict[str, Any] = {"fmt": "o", "color": colour, "mfc": colour if is_clear else "white"}
+    if along == "x":
+        axis.errorbar(row[value], [position], xerr=distances(row, value), ms=3.5, lw=1.3, **style)
+    else:
+        axis.errorbar([position], row[value], yerr=distances(row, value), ms=4, lw=1.2, **style)
+
+
+def better_side(column: str) -> str:
+    """Which way a difference in a measure, by its column of results, is better."""
+    return "better →" if is_higher_better(column) else "← better"
+
+
+def empty_figure(text: str) -> Figure:
+    """A figure that only says what would be shown."""
+    figure, axis = plt.subplots(figsize=(4.6, 0.7))
+    axis.set_axis_off()
+    figure.supxlabel(text, fontsize=8)
+    return figure
 
 
 # --- accuracies and differences with their intervals ------------------------------------------------------------------
@@ -178,13 +196,10 @@ def forest_plot(
         The figure.
     """
     if table.empty:
-        figure, axis = plt.subplots(figsize=(4, 0.6))
-        axis.set_axis_off()
-        figure.supxlabel(text, fontsize=8)
-        return figure
+        return empty_figure(text)
     conditions, panels = list(dict.fromkeys(table.condition)), list(table.groupby(column, sort=False))
     family = [FAMILIES.get((groups or {}).get(name, name), "swaps") for name in conditions]
-    gaps = np.cumsum([0, *(0.45 * (a != b) for a, b in zip(family, family[1:], strict=False))])
+    gaps = np.cumsum([0, *(0.45 * (above != below) for above, below in pairwise(family))])
     positions = np.arange(len(conditions)) + gaps
     rows = [(labels or {}).get(name, name) for name in conditions]
     size = (0.07 * max(map(len, rows)) + max(1.45 * len(panels), 2.4) + 1, 0.17 * (positions[-1] + 1) + 1.3)
@@ -265,10 +280,10 @@ def difference_plot(
         column: of the results, that was compared.
         labels: as in ``forest_plot``.
     """
-    unit, higher_is_better = unit_of(column), column != "loss"
-    text = f"{text}, {unit} ({'better →' if higher_is_better else '← better'}; filled: clear)"
+    unit = unit_of(column)
+    text = f"{text}, {unit} ({better_side(column)}; filled: clear)"
     figure = forest_plot(table, "difference", caption(text, n, n_pairs), unit, groups=groups, labels=labels)
-    add_title(figure, titles.difference_title(table, reference, higher_is_better, labels))
+    add_title(figure, titles.difference_title(table, reference, is_higher_better(column), labels))
     return figure
 
 
@@ -321,10 +336,7 @@ def layer_panels(table: pd.DataFrame, n: int, n_pairs: int) -> Figure:
         rows = table[(table.measure == panel_rows[i]) & (table.language == languages[j])].set_index("condition")
         colour = METHOD_COLOURS["language expert"]
         for position, layer in enumerate(layers):
-            row = rows.loc[[layer]]
-            is_clear = row.p_holm.item() < CLEAR
-            axis.errorbar(position, row.difference, yerr=distances(row, "difference"), fmt="o", ms=4, color=colour,
-                          mfc=colour if is_clear else "white")  # fmt: skip
+            draw_interval(axis, rows.loc[[layer]], "difference", position, colour, "y")
         axis.axhline(0, color="0.4", lw=0.8)
         every = math.ceil(len(layers) / MOST_CELLS)  # a label for each so many
         names = [layer if layer.isdigit() else "N" for layer in layers]
@@ -335,7 +347,7 @@ def layer_panels(table: pd.DataFrame, n: int, n_pairs: int) -> Figure:
     for axis, measure in zip(axes[:, 0], panel_rows, strict=True):
         unit = unit_of(MEASURES[measure])
         scale_axis(axis, unit, "y")
-        better = "↓" if MEASURES[measure] == "loss" else "↑"
+        better = "↑" if is_higher_better(MEASURES[measure]) else "↓"
         axis.set_ylabel(f"{measure.partition(',')[0]}\n{unit}\n(better {better})", fontsize=8)
     text = "layer replaced (N: the non-layer parameters), minus the math expert; filled: clear"
     figure.supxlabel(caption(text, n, n_pairs), fontsize=8)
@@ -370,14 +382,14 @@ def measure_panels(
                 row = of_condition[of_condition.language == language]
                 if len(row):
                     position = i + (j - (len(languages) - 1) / 2) * step
-                    draw_interval(axis, row, value, position, colours[language], language_name(language))
+                    draw_interval(axis, row, value, position, colours[language])
         if value == "difference":
             axis.axvline(0, color="0.4", lw=0.8)
         if lines and measure in lines:
             axis.axvline(lines[measure], color="0.4", lw=1, ls=":")
         unit = unit_of(MEASURES[measure], value)
         scale_axis(axis, unit)
-        better = "" if value != "difference" else "\n← better" if MEASURES[measure] == "loss" else "\nbetter →"
+        better = f"\n{better_side(MEASURES[measure])}" if value == "difference" else ""
         axis.set_title(textwrap.fill(measure.partition(",")[0] if unit.startswith("nats") else measure, 24))
         axis.set_xlabel(unit + better, fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
@@ -392,10 +404,8 @@ def measure_panels(
         axes[0, -1].legend(handles, [language_name(code) for code in languages], **BESIDE)
     figure.supxlabel(text, fontsize=8)
     name = PRIMARY if PRIMARY in tables else next(iter(tables))
-    if value == "difference":
-        title = titles.difference_title(tables[name])
-    else:
-        title = titles.level_title(tables[name])
+    write_title = titles.difference_title if value == "difference" else titles.level_title
+    title = write_title(tables[name])
     add_title(figure, f"{name}: {title[:1].lower()}{title[1:]}")
     return figure, every
 
@@ -422,10 +432,7 @@ def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -
             rows = panel[panel.line == line].set_index("amount").reindex(amounts)
             positions = np.arange(len(amounts)) + 0.12 * (k - (len(colours) - 1) / 2)
             for position, amount in zip(positions, amounts, strict=True):
-                row = rows.loc[[amount]]
-                is_clear = row.p_holm.item() < CLEAR
-                axis.errorbar([position], row.difference, yerr=distances(row, "difference"), fmt="o", ms=4, lw=1.2,
-                              color=colour, mfc=colour if is_clear else "white")  # fmt: skip
+                draw_interval(axis, rows.loc[[amount]], "difference", position, colour, "y")
         axis.axhline(0, color="0.4", lw=0.8)
         n = panel.groupby("amount", sort=False).n.max() // n_pairs
         is_same = n.nunique() == 1
@@ -436,7 +443,7 @@ def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -
         scale_axis(axis, "percentage points", "y", bins=6)
     handles = [plt.Line2D([], [], marker="o", ms=4, color=colour) for colour in colours.values()]
     axes[0, -1].legend(handles, list(colours), **BESIDE)
-    sample = f"(filled: clear; n problems, {pair_count(n_pairs)} of experts, 95 % interval)"
+    sample = f"(filled: clear; n problems, {number_of(n_pairs, 'pair')} of experts, 95 % interval)"
     figure.supylabel(f"exact match, difference in percentage points\n{sample}", fontsize=8)
     add_title(figure, titles.dose_title(table))
     return figure
@@ -448,8 +455,7 @@ def dose_panels(table: pd.DataFrame, colours: Mapping[str, str], n_pairs: int) -
 def layer_map(plans: Sequence[Plan]) -> Figure:
     """Plans as rows: the language expert's weight in each layer, and in the non-layer parameters."""
     figure, axis = plt.subplots(figsize=(map_width(len(plans[0].layers)), 0.27 * len(plans) + 1.1))
-    weights = np.array([[*plan.layers, plan.non_layer_weight] for plan in plans])  # [plans, layers + 1]
-    weight_rows(axis, weights, [plan.name for plan in plans])
+    plan_rows(axis, plans)
     add_title(figure, f"{plans[0].name}: {titles.plan_text(plans[0])}")
     return figure
 
@@ -471,6 +477,12 @@ def provenance_map(table: pd.DataFrame) -> Figure:
 def map_width(n_layers: int) -> float:
     """Inches of a map of so many layers."""
     return min(0.42 * n_layers + 2.6, 7.6)
+
+
+def plan_rows(axis: Axes, plans: Sequence[Plan]) -> None:
+    """``weight_rows`` of plans."""
+    weights = np.array([[*plan.layers, plan.non_layer_weight] for plan in plans])  # [plans, layers + 1]
+    weight_rows(axis, weights, [plan.name for plan in plans])
 
 
 def weight_rows(axis: Axes, weights: np.ndarray, rows: Sequence[str]) -> None:
@@ -530,8 +542,7 @@ def search_plot(plans: Sequence[Plan], trials: pd.DataFrame, criterion: str, n: 
     heights = [0.27 * len(plans) + 0.6, 1.7][: 1 if trials.empty else 2]  # inches
     size = (map_width(len(plans[0].layers)), sum(heights) + 0.6)
     figure, axes = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, squeeze=False)
-    weights = np.array([[*plan.layers, plan.non_layer_weight] for plan in plans])  # [plans, layers + 1]
-    weight_rows(axes[0, 0], weights, [plan.name for plan in plans])
+    plan_rows(axes[0, 0], plans)
     if len(trials):
         axis, start = axes[1, 0], trials.objective.iloc[0]
         axis.plot(range(len(trials)), trials.best, color=METHOD_COLOURS["other swap"], label="search, best so far")
@@ -631,8 +642,7 @@ def thirds_plot(table: pd.DataFrame) -> Figure:
         axis.plot(means.index, means, "_", ms=11, mew=1.6, color=colour)
     axis.axhline(1, ls="--", lw=0.8, color="0.4")
     axis.set_xticks(range(len(thirds)), thirds)
-    n_seeds = table.seed.nunique()
-    axis.set(xlabel=f"third of the layers ({'one seed' if n_seeds == 1 else f'{n_seeds} seeds'}; bar: mean)",
+    axis.set(xlabel=f"third of the layers ({number_of(table.seed.nunique(), 'seed')}; bar: mean)",
              ylabel="share of the change\nby share of the weights", xlim=(-0.5, len(thirds) - 0.5))  # fmt: skip
     axis.grid(axis="x", visible=False)
     axis.legend(**BESIDE)
@@ -680,18 +690,17 @@ def correlation_heatmap(table: pd.DataFrame, n: int) -> Figure:
     is_upper = np.triu(np.ones(table.shape, bool))
     lower = table.mask(is_upper)
     values = lower.to_numpy()[~np.isnan(lower.to_numpy())]
-    size = (0.42 * len(table) + 2.2, 0.3 * len(table) + 1.8)
-    figure, axis = plt.subplots(figsize=size if len(values) else (4.6, 0.7))
-    axis.set_axis_off()
+    text = f"correlation of right answers (n = {n} answers a method; blank: fewer than {FEWEST} right, or all)"
     if len(values):
-        axis.set_axis_on()
+        figure, axis = plt.subplots(figsize=(0.42 * len(table) + 2.2, 0.3 * len(table) + 1.8))
         reach = max(np.abs(values - values.mean()).max(), 0.05)
         sns.heatmap(lower.iloc[1:, :-1], ax=axis, vmin=values.mean() - reach, vmax=values.mean() + reach, cmap="vlag",
                     annot=True, fmt=".2f", annot_kws={"size": 6}, linewidths=0.5,
                     cbar_kws={"label": "phi (white: mean of all pairs)"})  # fmt: skip
-    axis.set(xlabel="", ylabel="")
-    axis.grid(visible=False)
-    text = f"correlation of right answers (n = {n} answers a method; blank: fewer than {FEWEST} right, or all)"
-    figure.supxlabel(text, fontsize=8)
+        axis.set(xlabel="", ylabel="")
+        axis.grid(visible=False)
+        figure.supxlabel(text, fontsize=8)
+    else:
+        figure = empty_figure(text)
     add_title(figure, titles.agreement_title(table))
     return figure

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from layerswap.analysis.comparisons import AGREES, ANSWER_LOSS, DISAGREES, EXACT_MATCH, OPEN, Claim, Comparison
-from layerswap.analysis.statistics import MEASURES, NATS
-from layerswap.analysis.titles import pair_count
+from layerswap.analysis.statistics import MEASURES, NATS, pooled_rows
+from layerswap.analysis.titles import number_of
 from layerswap.files import FIGURES
 
 # Results that no comparison reads, with a column that they must have (files of older versions may lack it).
@@ -67,7 +67,7 @@ def is_complete(folder: Path, sections: Sections) -> bool:
 def profile_section(folder: Path, sections: Sections) -> Iterator[str]:
     """The lines about one profile."""
     levels = read_results(folder, "mgsm")
-    languages, pairs = levels.language.unique(), pair_count(levels.pairs.max())
+    languages, pairs = levels.language.unique(), number_of(levels.pairs.max(), "pair")
     seeds = sorted(read_results(folder, "parameter_change").seed.unique())
     yield f"## Profile {folder.name}\n"
     word = "seeds" if len(seeds) > 1 else "seed"
@@ -102,8 +102,7 @@ def dose_section(folder: Path) -> Iterator[str]:
         cells = [format_marked(by_line[line], 100, 1) for line in lines]
         yield f"| {' | '.join(map(str, values))} | {rows.n.iloc[0]} | {' | '.join(cells)} |"
     yield "\nThe language expert's task vector added to the math expert, in some layers, against the math expert:"
-    pooled = transplants[transplants.language == transplants.language.iloc[-1]]
-    rows = [f"{row.condition} {format_estimate(row, 100, 1)}" for row in pooled.itertuples()]
+    rows = [f"{row.condition} {format_estimate(row, 100, 1)}" for row in pooled_rows(transplants).itertuples()]
     yield f"{'; '.join(rows)} points ([figure](figures/{folder.name}/transplants.png)).\n"
 
 
@@ -222,7 +221,7 @@ def format_other_widths(folder: Path) -> str:
     table = read_results(folder, "width_paired")
     if table.empty:
         return "none but the default ones were scored"
-    table = table[table.language == table.language.iloc[-1]]  # pooled, or the only one
+    table = pooled_rows(table)
     directions = [direction(row) for row in table.itertuples()]
     lowest, highest = (table.loc[index] for index in (table.difference.idxmin(), table.difference.idxmax()))
     span = " to ".join(f"{100 * row.difference:+.1f} ({row.condition})" for row in (lowest, highest))
@@ -243,10 +242,9 @@ def format_weight_change(folder: Path) -> str:
         for name, thirds in means.iterrows()
     )
     languages = means.drop(index="math")
-    seeds = "one seed" if table.seed.nunique() == 1 else f"{table.seed.nunique()} seeds"
     agrees = means.loc["math"].idxmax() == "middle" and (languages.idxmin(axis=1) == "middle").all()
     return (
         f"{text} (share of the absolute change, by the third's share of the weights). The papers say that math"
         f" changes the middle most and language the ends (B): {AGREES if agrees else DISAGREES}"
-        f" ({seeds}; 01_experts tests it where there are several)"
+        f" ({number_of(table.seed.nunique(), 'seed')}; 01_experts tests it where there are several)"
     )

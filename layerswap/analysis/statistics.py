@@ -39,6 +39,11 @@ CONTRAST_COLUMNS = ["n", "difference", "low", "high", "b", "c", "p", "minimum_de
 NATS = ("loss", "log_probability")  # all other measures count what is right
 
 
+def is_higher_better(column: str) -> bool:
+    """Whether a difference above zero is an improvement, in a measure by its column of results."""
+    return column != "loss"
+
+
 class MeanEstimate(NamedTuple):
     """A mean with its standard error and the degrees of freedom of that."""
 
@@ -334,10 +339,31 @@ def accuracy(frame: pd.DataFrame, by: Sequence[str] = ("condition", "language"))
     n_pairs = len(frame[SEEDS].drop_duplicates()) if set(SEEDS) <= set(frame) else 1
     if n_pairs > 1:
         student = mean_interval(frame.assign(correct=frame.correct.astype(float)), "correct", by)
-        low, high = proportion_confint(table.k / n_pairs, table.n / n_pairs, method="wilson")
-        table["low"] = np.fmax(np.fmin(student.low, low), 0)
-        table["high"] = np.fmin(np.fmax(student.high, high), 1)
+        table["low"], table["high"] = widen_to_wilson(student.low, student.high, table.accuracy, table.n / n_pairs)
     return table
+
+
+def widen_to_wilson(
+    low: pd.Series, high: pd.Series, accuracy: pd.Series, n: pd.Series
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals within [0, 1] that are at least as wide as Wilson's of ``n`` problems, also where they are missing.
+
+    Args:
+        low: of intervals of accuracies.
+        high: of the same.
+        accuracy: fractions that are right.
+        n: problems, which need not be whole.
+
+    Returns:
+        (low, high).
+    """
+    lowest, highest = proportion_confint(accuracy * n, n, method="wilson")
+    return np.fmax(np.fmin(low, lowest), 0), np.fmin(np.fmax(high, highest), 1)
+
+
+def pooled_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows over all languages of a table that is not empty, or those of its only one: they come last."""
+    return table[table.language == table.language.iloc[-1]]
 
 
 def summarize(frame: pd.DataFrame, by: Sequence[str] = ("condition", "language")) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from itertools import groupby
 
 import pandas as pd
 
+from layerswap.analysis.statistics import pooled_rows
 from layerswap.merging.plans import Plan
 from layerswap.tasks.extraction import LANGUAGES
 
@@ -30,9 +31,9 @@ def language_name(code: str) -> str:
     return LANGUAGE_NAMES.get(code, code)
 
 
-def pair_count(n: int) -> str:
-    """So many pairs in words."""
-    return "one pair" if n == 1 else f"{n} pairs"
+def number_of(n: int, noun: str) -> str:
+    """So many of something: "one pair", "9 pairs"."""
+    return f"one {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def difference_title(
@@ -48,7 +49,7 @@ def difference_title(
     """
     if table.empty:
         return "Nothing to compare"
-    rows = table[table.language == table.language.iloc[-1]]
+    rows = pooled_rows(table)
     clear = rows[rows.p_holm < CLEAR].replace({"condition": dict(labels or {})})
     above, below = clear.condition[clear.difference > 0], clear.condition[clear.difference < 0]
     lists, ending = {"above": above, "below": below}, " zero"

@@ -185,8 +185,10 @@ def transition_zone(
     ]
     if not swept_widths:
         raise UserError(f"none of zone_widths {zone_widths} fits between {bottom} bottom and {top} top layers")
-    others = [w for w in dict.fromkeys(zone_weights) if w not in (0, weight) and (below or above)]  # 0 is the hard cut
-    swept_weights = [condition(swap(f"weight {w:g}", (below, above), w)) for w in others]
+    of_weight: dict[float, str] = {}  # without a zone all weights are the hard cut, as weight 0 is
+    if below or above:
+        of_weight = {w: f"weight {w:g}" for w in zone_weights if w not in (0, weight)} | {weight: kept}
+    swept_weights = [condition(swap(name, (below, above), w)) for w, name in of_weight.items() if name != kept]
     non_layer = {"math": 0.0, "average": 0.5, "language": 1.0}
     zones = {"kept": (below, above), "removed": (0, 0)}
     swept_non_layer = [
@@ -206,9 +208,7 @@ def transition_zone(
         f"removed - kept, non-layer {source}": {f"removed, non-layer {source}": 1.0, f"kept, non-layer {source}": -1.0}
         for source in non_layer
     }
-    of_weights = [(weight, kept)] if below or above else []
-    of_weights += zip(others, (zone.name for zone in swept_weights), strict=True)
-    weight_rows = [name for _, name in sorted(of_weights)]
+    weight_rows = [name for _, name in sorted(of_weight.items())]
     main = Comparison("transition_removed", against(kept, [removed]), (
         Claim(removed, "transition removed, against kept", fact=HIGHER_DISAGREES),
         Claim(removed, "transition removed, against kept: loss of the answer", ANSWER_LOSS, LOWER_DISAGREES),

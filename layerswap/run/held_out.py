@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from layerswap.analysis.statistics import paired
+from layerswap.analysis.statistics import compare, paired
 from layerswap.analysis.titles import language_name
 from layerswap.experts.index import ExpertIndex
 from layerswap.experts.training_data import Row, split_final_number
 from layerswap.run.scores import held_out_losses
-
-COLUMNS = ["condition", "reference", "language", "n", "difference", "low", "high"]  # where no text is at hand
 
 
 def held_out_differences(
@@ -40,4 +38,4 @@ def held_out_differences(
         )
     tables = [paired(pd.concat(frames), [condition], "base", "loss", pooled=False)
               for condition, frames in losses.items()]  # fmt: skip
-    return pd.concat(tables) if tables else pd.DataFrame(columns=COLUMNS)
+    return pd.concat(tables) if tables else compare(pd.DataFrame(), {})

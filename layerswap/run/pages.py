@@ -138,12 +138,12 @@ def add_pictures(project: Project, body: str) -> str:
         image = f'<img alt="{alternative}" src="data:image/png;base64,{b64encode(content).decode()}">'
         return f'<a href="figures/{owner}/{figure}.png">{image}</a>'
 
-    sections = re.split(r"(?=<h[23] )", body)
-    return "".join(
-        f'{section}<div class="pictures">{"".join(picture(*names) for names in linked)}</div>' if linked else section
-        for section in sections
-        for linked in [dict.fromkeys(FIGURE_LINK.findall(section))]
-    )
+    pieces = []
+    for section in re.split(r"(?=<h[23] )", body):
+        pieces.append(section)
+        if linked := dict.fromkeys(FIGURE_LINK.findall(section)):
+            pieces.append(f'<div class="pictures">{"".join(picture(*names) for names in linked)}</div>')
+    return "".join(pieces)
 
 
 def compare_body(figures: Path) -> str:

@@ -25,6 +25,7 @@ GUIDE = """# layerswap
 def write_start_page(project: Project) -> Path:
     """Write build/start.md, with links to notebooks, and to each profile's executed notebooks, figures and report."""
     names = project.notebook_names()
+    every_figure = [figure for name in names for figure in metadata(project, name)["figures"]]
     lines = [GUIDE, "## The notebooks", ""]
     lines += [f"- [{name}](../notebooks/{name}.ipynb): {notebook_title(project, name)}" for name in names]
     folders = {path.name for parent in ("build", "figures") for path in project.root.glob(f"{parent}/*")}
@@ -33,8 +34,8 @@ def write_start_page(project: Project) -> Path:
     # Those that were run here come first, and of them one's own.
     for profile in sorted(folders, key=lambda name: (not executed_of[name], name in (DEFAULTS, DRAFT), name)):
         executed = executed_of[profile]
-        figures = [figure for name in names for figure in metadata(project, name)["figures"]
-                   if (project.root / "figures" / profile / f"{figure}.png").is_file()]  # fmt: skip
+        folder = project.root / "figures" / profile
+        figures = [figure for figure in every_figure if (folder / f"{figure}.png").is_file()]
         if not executed and not figures:
             continue
         lines += ["", f"## Profile {profile}", ""]
