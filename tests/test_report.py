@@ -9,7 +9,7 @@ import pytest
 
 from layerswap.analysis.report import dose_section, ranking_section
 from layerswap.files import FIGURES, ROOT
-from layerswap.run.findings import write_findings
+from layerswap.run.findings import PUBLISHED, write_findings
 from layerswap.run.profiles import Project
 
 LANGUAGES = ["sw", "bn"]
@@ -132,6 +132,14 @@ def test_the_dose_response_has_a_row_for_every_dose_and_language():
 def test_every_figure_that_is_linked_is_there():
     linked = set(re.findall(r"\((figures/[^)]*)\)", (ROOT / "FINDINGS.md").read_text()))
     assert len(linked) > 10 and all((ROOT / file).is_file() for file in linked)
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_no_figure_is_left_of_an_older_version(profile):
+    """Each file of a published profile is one that a notebook declares."""
+    project = Project()
+    declared = {path.name for name in project.notebook_names() for path in project.outputs(name, profile)}
+    assert sorted({path.name for path in (FIGURES / profile).iterdir()} - declared) == []
 
 
 def test_a_ranking_has_a_row_for_every_measure(tmp_path):
